@@ -21,10 +21,10 @@ use crate::wire::MsgType;
 /// is one, as its driver needs.
 pub const MAX_IN_FLIGHT: usize = 128;
 
-/// Requests that are sent together, each with a result of its own.
+/// Requests that are sent together, each with its own result.
 ///
-/// A [`Request`], a tuple of up to eight batches, and an array, slice or `Vec` of batches of one
-/// type. `Output` has the same shape: a `Result` in the place of each request.
+/// A batch is a [`Request`], a tuple of up to eight batches, or an array, slice or `Vec` of batches
+/// of one type. `Output` has the same shape: a `Result` in place of each request.
 ///
 /// ```no_run
 /// # fn f(store: &xen_store::Store) -> xen_store::Result<()> {
@@ -43,7 +43,7 @@ pub const MAX_IN_FLIGHT: usize = 128;
 /// # Ok(()) }
 /// ```
 ///
-/// Requests of different types and the same reply fit one `Vec` as
+/// Requests of different types with the same reply fit one `Vec` as
 /// `Box<dyn Request<Reply = T>>`.
 pub trait Batch {
     /// The results.
@@ -58,7 +58,7 @@ pub trait Batch {
     fn decode_from(&self, answers: &mut Answers) -> Self::Output;
 }
 
-/// Nameable inside this crate only, so that no other crate can make a [`Batch`] of its own.
+/// Visible inside this crate only, so that no other crate can implement [`Batch`].
 pub(crate) mod types {
     use crate::error::Result;
     use crate::request::Encoded;
@@ -146,7 +146,7 @@ tuples! {
     A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7;
 }
 
-/// A source of requests, which makes one result of their answers. No I/O.
+/// A source of requests, which makes one result from their answers. No I/O.
 pub(crate) trait Plan {
     type Output;
 
@@ -162,7 +162,7 @@ pub(crate) trait Plan {
     /// Takes the answer to the request with this number. More requests may follow.
     fn handle_answer(&mut self, number: usize, answer: Result<Vec<u8>>);
 
-    /// Returns the result, once every request is answered and no other follows.
+    /// Returns the result, once every request is answered and there are no more.
     fn finish(self) -> Self::Output;
 }
 
@@ -248,10 +248,10 @@ fn is_about_nodes(kind: MsgType) -> bool {
     )
 }
 
-/// A request of a run that is in flight, and the time at which it is given up.
+/// A request of a run that is in flight, and its deadline.
 type Sent = (RequestId, Option<Instant>, Member);
 
-/// The requests in flight. Dropping this gives them up.
+/// The requests in flight. Dropping this cancels them.
 #[derive(Debug)]
 struct InFlight<'a, S: Stream> {
     mux: &'a Mux<S>,
@@ -263,7 +263,7 @@ impl<S: Stream> Drop for InFlight<'_, S> {
         if self.sent.is_empty() {
             return;
         }
-        // In a child of the process that made the connection there is nothing to give up.
+        // In a child of the process that made the connection there is nothing to cancel.
         if let Ok(mut state) = self.mux.enter() {
             for (id, ..) in &self.sent {
                 state.proto.cancel(*id, true, None);
@@ -273,13 +273,13 @@ impl<S: Stream> Drop for InFlight<'_, S> {
     }
 }
 
-/// A plan being carried out on a connection. Dropping it gives up what is in flight.
+/// A plan being carried out on a connection. Dropping it cancels what is in flight.
 #[derive(Debug)]
 pub(crate) struct Run<'a, S: Stream, P> {
     tx: Tx,
     plan: P,
-    /// Members that take more requests: lists that have to be fetched in parts. One is in progress
-    /// at a time, because each may take much memory.
+    /// Members that need more requests: lists to be fetched in parts. One is in progress at a time,
+    /// because each may take much memory.
     lists: VecDeque<(Member, Encoded)>,
     is_listing: bool,
     in_flight: InFlight<'a, S>,
@@ -299,9 +299,9 @@ impl<'a, S: Stream, P: Plan> Run<'a, S, P> {
         }
     }
 
-    /// Takes the answers that have come and makes the requests that there is room for, each to be
-    /// given up at `deadline`. Returns the request to wait for and when to give it up; `None` once
-    /// all is answered.
+    /// Takes the answers that have arrived and makes the requests that there is room for, each with
+    /// the given `deadline`. Returns the request to wait for and its deadline; `None` once all are
+    /// answered.
     pub(crate) fn turn(
         &mut self,
         deadline: Option<Instant>,
@@ -387,13 +387,13 @@ impl<'a, S: Stream, P: Plan> Run<'a, S, P> {
         Some((member, message))
     }
 
-    /// The time is over. Members that have an answer keep it; all others end with
+    /// Ends the run at its deadline. Members that have an answer keep it; all others end with
     /// [`Error::TimedOut`], whether they were sent or not.
     pub(crate) fn expire(&mut self) {
         self.stop(|op| Error::TimedOut { op });
     }
 
-    /// Ends what is not answered with an error.
+    /// Ends every unanswered request with an error.
     pub(crate) fn stop(&mut self, why: impl Fn(MsgType) -> Error) {
         let mux = self.in_flight.mux;
         let mut state = mux.enter().ok();
@@ -415,7 +415,7 @@ impl<'a, S: Stream, P: Plan> Run<'a, S, P> {
         }
     }
 
-    /// The result, after `turn` returned `None` or the run was ended.
+    /// Returns the result, after `turn` returned `None` or the run was ended.
     pub(crate) fn finish(self) -> P::Output {
         self.plan.finish()
     }
@@ -472,7 +472,7 @@ mod tests {
         mux.lock().proto.handle_input(&reply).unwrap();
     }
 
-    /// Not even queued: the requests of other users go in between.
+    /// Requests beyond the limit are not even queued: those of other users are sent in between.
     #[test]
     fn on_the_device_one_request_of_a_batch_is_in_flight() {
         let mux = Mux::new(Sink::default(), Quirks::XENBUS);

@@ -1,4 +1,4 @@
-//! The end of a thread's wait, by another thread.
+//! Ends a thread's wait from another thread.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -9,7 +9,7 @@ use crate::transport::Polled;
 
 /// Ends the waits of the threads that use one handle of a store: see [`Store::cancellable`].
 ///
-/// Clones end the same waits. Dropping it ends none.
+/// Clones end the same waits. Dropping a canceller ends none.
 #[derive(Clone, Debug)]
 pub struct Canceller {
     is_cancelled: Arc<AtomicBool>,
@@ -20,9 +20,9 @@ impl Store {
     /// Returns a handle of the same connection whose waits another thread can end.
     ///
     /// After [`Canceller::cancel`], each call that waits through that handle, its clones, watches
-    /// and transactions fails with [`Error::Cancelled`](crate::Error::Cancelled), those that wait
-    /// already included. The connection and its other handles stay usable. A request that was
-    /// sent may still take effect.
+    /// and transactions fails with [`Error::Cancelled`](crate::Error::Cancelled), including calls
+    /// that wait already. The connection and its other handles stay usable. A request that was sent
+    /// may still take effect.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -53,7 +53,7 @@ impl Canceller {
     pub fn cancel(&self) {
         match self.mux.upgrade() {
             Some(mux) => mux.cancel_waits(&self.is_cancelled),
-            // Nobody waits any more.
+            // No thread waits any more.
             None => self.is_cancelled.store(true, Ordering::Release),
         }
     }

@@ -33,30 +33,29 @@ use crate::txn::{MAX_PAUSE, Transaction};
 /// A connection to the store daemon.
 ///
 /// Cheap to clone; the clones share one connection. Any number of threads may use it at the same
-/// time, each request has its own id and nobody waits for anybody else's reply (the kernel's
-/// device takes one request at a time, so there they take turns). There is no
-/// background thread: a thread that waits reads for all the others too, and hands over when it
-/// leaves.
+/// time: each request has its own id, and no thread waits for another's reply. (The kernel's device
+/// takes one request at a time, so there they take turns.) There is no background thread: one
+/// waiting thread reads for all the others too, and another takes over when it returns.
 ///
 /// Requests wait for their answer without limit, unless [`Store::with_timeout`] sets one.
 ///
 /// The connection is closed, and the daemon drops the watches and transactions made through it,
-/// when the last clone, [`Watch`](crate::Watch) and [`Transaction`](crate::Transaction) is gone.
+/// when the last clone, [`Watch`](crate::Watch) and [`Transaction`](crate::Transaction) is dropped.
 ///
 /// # In a poll loop
 ///
 /// `as_fd()` is the connection itself, to be polled for input. With only one thread using the
-/// store: call [`Watch::try_next`](crate::Watch::try_next) until it gives `None`, *then* poll; a
+/// store: call [`Watch::try_next`](crate::Watch::try_next) until it returns `None`, *then* poll; a
 /// request made in between may have read events into memory, so look before each sleep. With
-/// several threads poll [`Watch::poll_fd`](crate::Watch::poll_fd). Answers that such a loop reads
-/// for others reach them: it may share the connection with threads that block in requests or
-/// [`Watch::next`](crate::Watch::next).
+/// several threads poll [`Watch::poll_fd`](crate::Watch::poll_fd). Such a loop may share the
+/// connection with threads that block in requests or [`Watch::next`](crate::Watch::next): answers
+/// that it reads for them reach them.
 ///
 /// # After `fork`
 ///
-/// The descriptor is close-on-exec. In a child that goes on without exec the connection is the
+/// The descriptor is close-on-exec. In a child that continues without exec the connection is the
 /// parent's: every call fails with [`Error::Forked`], and dropping a store, watch or transaction
-/// there sends nothing. Open a new one. The price is one `getpid` a request.
+/// there sends nothing. Open a new one. The check costs one `getpid` for each request.
 ///
 /// # Deadlines
 ///
@@ -71,12 +70,12 @@ use crate::txn::{MAX_PAUSE, Transaction};
 /// | [`Store::wait_for`], [`Store::wait_until`], [`Store::wait_condition`] | the whole call, its requests included | `Ok(None)` |
 /// | [`Store::connect_until`] | the wait for room in the daemon's backlog | [`Error::Connect`] |
 ///
-/// The three waits for a condition cannot look without asking the daemon. If their
-/// deadline passed before the call began, they look once and give the daemon [`LOOK_ONCE`] to
-/// answer.
+/// The three waits for a condition cannot look without a request to the daemon. If their deadline
+/// passed before the call began, they look once and give the daemon [`LOOK_ONCE`] to answer.
 ///
-/// One thing no deadline ends: a write to the kernel's device, which sleeps in the kernel until the
-/// daemon has answered if the request sets or withdraws a watch.
+/// No deadline ends a write to the kernel's device: if the request sets or withdraws a watch, the
+/// write sleeps in the kernel until the daemon has answered.
+///
 /// [`Store::cancellable`] makes a handle whose waits another thread can end.
 #[derive(Clone, Debug)]
 #[doc(alias = "xs_handle")]
@@ -87,9 +86,9 @@ pub struct Store {
     timeout: Option<Duration>,
     /// The longest look for an answer before the wait for it sleeps.
     spin: Duration,
-    /// No request made through this handle waits longer.
+    /// Requests made through this handle wait no longer than this.
     deadline: Option<Instant>,
-    /// Set when the waits of this handle are to end.
+    /// Set when the waits of this handle must end.
     cancelled: Option<Arc<AtomicBool>>,
 }
 
@@ -98,7 +97,7 @@ pub struct Store {
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(1);
 pub(crate) const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a look that must not wait gives the daemon to answer.
+/// How long a look that must not wait lets the daemon take to answer.
 pub const LOOK_ONCE: Duration = Duration::from_secs(1);
 
 impl Store {
@@ -110,7 +109,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Connect`] about the first of these that exists.
+    /// [`Error::Connect`] for the first of these that exists.
     #[doc(alias = "xs_open")]
     #[doc(alias = "xs_daemon_open")]
     #[doc(alias = "xs_daemon_open_readonly")]
@@ -119,18 +118,19 @@ impl Store {
         Self::new(Transport::open(xen)?)
     }
 
-    /// Connects to a daemon's socket, or opens the kernel's device if that is what `path` names.
-    /// Blocks while the daemon's backlog is full.
+    /// Connects to a daemon's socket, or opens the kernel's device if `path` names that. Blocks
+    /// while the daemon's backlog is full.
     ///
     /// # Errors
     ///
-    /// [`Error::Connect`], with `ENOTSOCK` if the file is neither; it is left as it is.
+    /// [`Error::Connect`], with `ENOTSOCK` if the file is neither; nothing is written to such a
+    /// file.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
         Self::new(Transport::connect(path.as_ref())?)
     }
 
     /// As [`Store::connect`], but while the daemon's backlog is full it tries again until
-    /// `deadline`, after pauses of 1 ms to 50 ms. It tries once if that has passed.
+    /// `deadline`, after pauses of 1 ms to 50 ms. It tries once if the deadline has passed.
     ///
     /// # Errors
     ///
@@ -154,7 +154,7 @@ impl Store {
         }
     }
 
-    /// Talks over a connected stream socket or an open xenbus device.
+    /// Uses a connected stream socket or an open xenbus device as the connection.
     ///
     /// # Errors
     ///
@@ -175,9 +175,9 @@ impl Store {
     }
 
     /// Connects to the daemon that the environment names: to the socket or device in
-    /// `XENSTORED_PATH`, as libxenstore takes it. Returns `None` if the variable is not set.
+    /// `XENSTORED_PATH`, as libxenstore does. Returns `None` if the variable is not set.
     ///
-    /// Needs no Xen. Not for a program that runs with more rights than its caller.
+    /// Needs no Xen. Must not be used by a program that runs with more rights than its caller.
     ///
     /// ```no_run
     /// # fn f() -> Result<(), Box<dyn std::error::Error>> {
@@ -198,22 +198,22 @@ impl Store {
         path.map(Self::connect).transpose()
     }
 
-    /// Makes the connection again when it is lost, to the same socket or device, by `policy`.
-    /// To be called before the connection is shared.
+    /// Makes the connection again when it is lost, to the same socket or device, according to
+    /// `policy`. Call this before the connection is shared.
     ///
-    /// There is no thread of its own: a call that waits connects, and so does the next request or
-    /// [`Watch::try_next`](crate::Watch::try_next). Requests made while the connection is lost
-    /// wait for the next one, within their deadlines.
+    /// There is no background thread: a call that waits connects, and so does the next request or
+    /// [`Watch::try_next`](crate::Watch::try_next). Requests made while the connection is lost wait
+    /// for the next one, within their deadlines.
     ///
     /// * Watches are set again before anything else is sent. Each gets an event with
     ///   [`WatchEvent::reconnected`](crate::WatchEvent::reconnected): look again, and write again
     ///   what a restarted daemon has lost.
-    /// * Requests that were pending at the loss end with [`Error::Lost`], which reports whether they
-    ///   can have been carried out, or are sent again: see [`Repeat`](crate::Repeat).
+    /// * Requests that were pending at the loss end with [`Error::Lost`], which reports whether
+    ///   they can have been carried out, or are sent again: see [`Repeat`](crate::Repeat).
     /// * A transaction ends: its requests fail with [`Error::Lost`], which names it.
     ///   [`Store::with_transaction`] begins again if nothing of it was carried out.
-    /// * When the attempts are used up, everything ends with [`Error::Os`] (`op` is "connect to
-    ///   the store again").
+    /// * When the attempts are used up, everything ends with [`Error::Os`] (`op` is "connect to the
+    ///   store again").
     ///
     /// `as_fd()` is then a descriptor that is readable when the connection is, or when it is time
     /// to connect.
@@ -222,7 +222,7 @@ impl Store {
     ///
     /// [`Invalid::Shared`](crate::Invalid::Shared) if there is a clone, watch or transaction;
     /// [`Invalid::NoPlace`](crate::Invalid::NoPlace) for a store from a descriptor; [`Error::Os`]
-    /// without a descriptor left; the reason if the connection is finished.
+    /// if no descriptor is left; the reason if the connection is finished.
     ///
     /// ```no_run
     /// use xen_store::{Reconnect, Repeat, Store};
@@ -260,7 +260,7 @@ impl Store {
     /// Returns the same connection, with a limit on how long each request made through *this*
     /// handle (and its clones, watches and transactions) waits for its answer.
     ///
-    /// A request whose time is over fails with [`Error::TimedOut`] and the connection stays
+    /// A request that exceeds the limit fails with [`Error::TimedOut`] and the connection stays
     /// usable; the request may still take effect. `None` waits without limit.
     #[must_use]
     pub fn with_timeout(&self, timeout: Option<Duration>) -> Self {
@@ -273,12 +273,12 @@ impl Store {
     /// Returns the same connection, with a limit on how long each wait of *this* handle (and its
     /// clones, watches and transactions) looks for an answer or event before it sleeps.
     ///
-    /// A sleep costs a wake-up, tens of microseconds; on a host whose daemon answers sooner a
-    /// sequence of requests takes half the time without. The default is 50 µs. Looks in vain, and
-    /// those during which another had the processor, make the next ones rare, down to one in 64
-    /// sleeps. A wait that sleeps stays asleep, and none looks while other threads wait for answers.
-    /// Zero switches it off, and on the kernel's device it is off. More than a second counts as a
-    /// second.
+    /// A sleep costs a wake-up, tens of microseconds. Where the daemon answers sooner, a sequence
+    /// of requests takes half the time without sleeps. The default is 50 µs. A look that finds
+    /// nothing, or during which another process had the processor, makes the next ones rare, down
+    /// to one in 64 sleeps. A wait that sleeps stays asleep, and none looks while other threads
+    /// wait for answers. Zero switches it off, and on the kernel's device it is off. More than a
+    /// second counts as a second.
     #[must_use]
     pub fn with_spin(&self, limit: Duration) -> Self {
         Self {
@@ -287,7 +287,7 @@ impl Store {
         }
     }
 
-    /// The same connection; no request made through this handle waits beyond `deadline`.
+    /// Returns the same connection; no request made through this handle waits beyond `deadline`.
     pub(crate) fn until(&self, deadline: Instant) -> Self {
         Self {
             deadline: Some(self.deadline.map_or(deadline, |own| own.min(deadline))),
@@ -295,7 +295,7 @@ impl Store {
         }
     }
 
-    /// The same connection; `cancelled` ends the waits of this handle.
+    /// Returns the same connection; `cancelled` ends the waits of this handle.
     pub(crate) fn with_cancel(&self, cancelled: Arc<AtomicBool>) -> Self {
         Self {
             cancelled: Some(cancelled),
@@ -303,7 +303,7 @@ impl Store {
         }
     }
 
-    /// The causes that end a wait through this handle.
+    /// Returns the causes that end a wait through this handle.
     pub(crate) fn until_by(&self, deadline: Option<Instant>) -> Until<'_> {
         Until {
             deadline,
@@ -336,7 +336,7 @@ impl Store {
         self.mux.wait(Ready::Ended, until, finished).map(drop)
     }
 
-    /// When a request made now is to be given up.
+    /// Returns the deadline of a request made now.
     pub(crate) fn request_deadline(&self) -> Option<Instant> {
         let timeout = self
             .timeout
@@ -344,18 +344,18 @@ impl Store {
         [timeout, self.deadline].into_iter().flatten().min()
     }
 
-    /// Takes in what has arrived and sends what is queued, without waiting.
+    /// Reads what has arrived and sends what is queued, without waiting.
     ///
-    /// For poll loops that want watches filled without asking any one of them. Errors show in
-    /// the next request or event.
+    /// For poll loops that must fill the queues of all watches. The next request or event returns
+    /// any error.
     pub fn process(&self) {
-        // In a child of the process that made it there is nothing to take in.
+        // In a child of the process that made the connection there is nothing to read.
         if let Ok(state) = self.mux.enter() {
             drop(self.mux.look(state));
         }
     }
 
-    /// One operation, in a transaction or in none.
+    /// Carries out one operation, in a transaction or in none.
     pub(crate) fn run<R: Request>(&self, tx: Tx, request: &R) -> Result<R::Reply> {
         let (mut exchange, mut message) = Exchange::begin(request.encode()?);
         loop {
@@ -367,14 +367,14 @@ impl Store {
         }
     }
 
-    /// Many requests in flight together.
+    /// Carries out many requests, in flight together.
     pub(crate) fn carry_out<P: Plan>(&self, tx: Tx, plan: P) -> P::Output {
         let mut run = Run::new(&self.mux, tx, plan);
         while let Some((id, until)) = run.turn(self.request_deadline()) {
             let answered = |state: &mut State| state.proto.is_answered(id).then_some(());
             let until = self.until_by(until);
             match self.mux.wait(Ready::Reply(id), until, answered) {
-                // Answers that are always there already do not put the deadline off.
+                // Answers that are always there already do not postpone the deadline.
                 Ok(Some(())) if self.deadline.is_none_or(|end| Instant::now() < end) => {}
                 Ok(_) => run.expire(),
                 Err(error) => run.stop(|_| error.clone()),
@@ -383,7 +383,7 @@ impl Store {
         run.finish()
     }
 
-    /// One request and its answer; `watch` is what a WATCH request sets.
+    /// Sends one request and returns its answer; `watch` is the watch that a WATCH request sets.
     pub(crate) fn call(&self, tx: Tx, message: Encoded, watch: Option<WatchId>) -> Answer {
         let deadline = self.request_deadline();
         let op = message.kind();
@@ -409,7 +409,7 @@ impl Store {
     }
 }
 
-/// Makes a blocking method of each operation, which `$by` carries out.
+/// Defines a blocking method for each operation, which `$by` carries out.
 macro_rules! blocking {
     ($type:ty, $by:ident: $(
         $(#[$meta:meta])*

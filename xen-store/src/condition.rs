@@ -14,17 +14,17 @@ use crate::request::Request;
 use crate::transport::lock;
 use crate::watch_set::WatchSet;
 
-/// The store, for a condition that is waited for: each path is watched before it is read. See
+/// The handle through which a condition reads: each path is watched before it is read. See
 /// [`Store::wait_condition`].
 #[derive(Debug)]
 pub struct TrackedReads<'a> {
     store: &'a Store,
-    /// `None` if the condition is looked at once.
+    /// `None` if the condition is looked at only once.
     set: Option<&'a WatchSet>,
     paths: Paths,
 }
 
-/// The paths that one look at a condition is about.
+/// The paths that one look at a condition depends on.
 #[derive(Debug, Default)]
 pub(crate) struct Paths(Mutex<BTreeSet<String>>);
 
@@ -46,17 +46,18 @@ impl Paths {
 }
 
 impl Store {
-    /// Waits until `check` returns a value. It is run again whenever a node that it read last
-    /// time, or one below it, may have changed; `Ok(None)` once `deadline` has passed.
+    /// Waits until `check` returns a value, or returns `Ok(None)` once `deadline` has passed.
+    /// `check` runs again whenever a node that it read last time, or one below it, may have
+    /// changed.
     ///
-    /// `check` reads through the handle that it gets, any number of nodes and children's lists,
-    /// and not the same ones each time. It adds by [`TrackedReads::depend_on`] whatever else it
-    /// depends on, such as `@releaseDomain`. A condition that depends on
-    /// nothing is looked at once. The watches take from the daemon's quota of this domain, one for
-    /// each path that is at or below no other.
+    /// `check` reads any number of nodes and lists of children through the handle that it gets; it
+    /// may read other ones each time. With [`TrackedReads::depend_on`] it adds anything else it
+    /// depends on, such as `@releaseDomain`. A condition that depends on nothing is looked at once.
+    /// The watches count towards the daemon's quota of this domain, one for each path that is not
+    /// at or below another.
     ///
     /// The requests of `check` end with the deadline too. If that has passed at the call, `check`
-    /// is run once, without watches, and the daemon has [`LOOK_ONCE`](crate::LOOK_ONCE) to answer.
+    /// runs once, without watches, and the daemon has [`LOOK_ONCE`](crate::LOOK_ONCE) to answer.
     ///
     /// # Errors
     ///
@@ -112,7 +113,7 @@ impl Store {
             if value.is_some() || set.members.is_empty() {
                 return Ok(value);
             }
-            // `next` returns an event that has arrived whatever the time is.
+            // `next` returns an event that has arrived even if the deadline has passed.
             let is_over = |end: Instant| end <= Instant::now();
             if !set.wait_for_change(deadline)? || deadline.instant().is_some_and(is_over) {
                 return Ok(None);
@@ -130,8 +131,8 @@ impl<'a> TrackedReads<'a> {
         }
     }
 
-    /// Runs the condition again also when something at or below `path` changes, which need not be
-    /// a node: `@introduceDomain` or `@releaseDomain`.
+    /// Adds a dependency: the condition runs again also when something at or below `path` changes.
+    /// `path` need not be a node: `@introduceDomain` or `@releaseDomain`.
     ///
     /// # Errors
     ///

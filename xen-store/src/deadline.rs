@@ -1,8 +1,8 @@
-//! Until when a call waits.
+//! The end of a wait.
 
 use std::time::{Duration, Instant};
 
-/// Until when a call waits: a moment, or without limit.
+/// The time until which a call waits: a moment, or without limit.
 ///
 /// Made from an [`Instant`], an `Option<Instant>` (`None` is without limit), or a [`Duration`] from
 /// now on.

@@ -1,17 +1,17 @@
 //! The messages of one operation: usually one, several for a long list of a node's children.
 //!
-//! DIRECTORY answers with all names at once and fails with `E2BIG` if they do not fit a message
-//! (oxenstored sends a message beyond the protocol's limit, which counts as the same).
-//! DIRECTORY_PART answers with the node's generation and the names from a byte offset on; the last
-//! part ends in an empty name. If the generation is not the same in all parts the list changed in
-//! between and is read again from the start. So it is after the loss of the connection: another
-//! daemon may count generations anew.
+//! DIRECTORY returns all names in one message and fails with `E2BIG` if they do not fit (oxenstored
+//! sends a message beyond the protocol's limit, which counts as the same). DIRECTORY_PART returns
+//! the node's generation and the names from a byte offset on; the last part ends in an empty name.
+//! If the generation is not the same in all parts, the list changed in between and is read again
+//! from the start. The same applies after the loss of the connection: another daemon may count
+//! generations from the start.
 
 use crate::error::{Error, Result, XsError};
 use crate::request::Encoded;
 use crate::wire::MsgType;
 
-/// How often a list that keeps changing is begun anew.
+/// How often a list that keeps changing is read again from the start.
 const MAX_RESTARTS: u32 = 32;
 /// Bytes of names accepted for one node. A daemon allows far less by its quotas.
 const MAX_LIST: usize = 64 << 20;
@@ -19,9 +19,9 @@ const MAX_LIST: usize = 64 << 20;
 /// The step after an answer.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// This request is to be sent.
+    /// The next request to send.
     Next(Encoded),
-    /// The answer is complete: of a list its names as DIRECTORY has them, however many.
+    /// The complete answer; for a list its names as DIRECTORY returns them, however many.
     Done(Result<Vec<u8>>),
 }
 
@@ -29,7 +29,7 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct Exchange {
     /// A request without a payload, kept back until the daemon has answered another of its type:
-    /// oxenstored 4.17 does not answer such a message before the next one comes.
+    /// oxenstored 4.17 does not answer such a message before it receives the next one.
     kept: Option<Encoded>,
     /// The field that names the node, of DIRECTORY.
     listed: Option<Vec<u8>>,
@@ -37,7 +37,7 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    /// The exchange that `message` stands for, and what is to be sent first.
+    /// Returns the exchange that `message` stands for, and what to send first.
     pub(crate) fn begin(message: Encoded) -> (Self, Encoded) {
         let is_list = message.kind() == MsgType::DIRECTORY;
         let listed = is_list.then(|| message.payload().to_vec());
@@ -53,11 +53,11 @@ impl Exchange {
         (exchange, first)
     }
 
-    /// Takes the answer to what was sent last. `epoch` names the connection that it is from.
+    /// Takes the answer to the last message sent. `epoch` names the connection that it is from.
     pub(crate) fn handle_answer(&mut self, answer: Result<Vec<u8>>, epoch: u64) -> Step {
         if let Some(message) = self.kept.take() {
             return match answer {
-                // A daemon that refuses the question knows the type.
+                // A daemon that refuses the question implements the type.
                 Ok(_) | Err(Error::Daemon { .. }) => Step::Next(message),
                 Err(error) => Step::Done(Err(error)),
             };
@@ -81,7 +81,7 @@ impl Exchange {
     }
 }
 
-/// Returns whether the cause of a failure may be that the daemon does not know the request.
+/// Returns whether a request may have failed because the daemon does not implement it.
 fn is_not_known(error: &Error) -> bool {
     match error {
         Error::NotOffered { .. } => true,
@@ -90,7 +90,7 @@ fn is_not_known(error: &Error) -> bool {
     }
 }
 
-/// Returns whether DIRECTORY failed because the list has to be read in parts.
+/// Returns whether DIRECTORY failed because the list must be read in parts.
 fn is_too_long(error: &Error) -> bool {
     matches!(
         error,
@@ -102,19 +102,19 @@ fn is_too_long(error: &Error) -> bool {
     )
 }
 
-/// A list being put together from the replies to DIRECTORY_PART.
+/// A list being assembled from the replies to DIRECTORY_PART.
 #[derive(Debug, Default)]
 struct Parts {
     list: Vec<u8>,
     /// The connection and the node's generation.
     generation: Option<(u64, Vec<u8>)>,
     restarts: u32,
-    /// Why DIRECTORY failed, until the first part came.
+    /// Why DIRECTORY failed, until the first part has arrived.
     whole: Option<Error>,
 }
 
 impl Parts {
-    /// Parts of a list that DIRECTORY failed to give at once, with `error`.
+    /// Begins a list in parts after DIRECTORY failed with `error`.
     fn after(error: Error) -> Self {
         Self {
             whole: Some(error),
@@ -122,8 +122,8 @@ impl Parts {
         }
     }
 
-    /// Takes the answer to a part; the list if it was the last one. If the daemon does not know
-    /// DIRECTORY_PART, the error is the one of DIRECTORY.
+    /// Takes the answer to a part; returns the list if it was the last one. If the daemon does not
+    /// implement DIRECTORY_PART, the error is the one of DIRECTORY.
     fn received(&mut self, part: Result<Vec<u8>>, epoch: u64) -> Result<Option<Vec<u8>>> {
         let whole = self.whole.take();
         match (part, whole) {
@@ -132,12 +132,12 @@ impl Parts {
         }
     }
 
-    /// The field that asks for the next part.
+    /// Returns the field that requests the next part.
     fn offset(&self) -> String {
         format!("{}\0", self.list.len())
     }
 
-    /// Takes a reply; the list if it was the last one.
+    /// Takes a reply; returns the list if it was the last one.
     fn take(&mut self, payload: &[u8], epoch: u64) -> Result<Option<Vec<u8>>> {
         let malformed = || Error::Malformed {
             op: MsgType::DIRECTORY_PART,
@@ -161,7 +161,7 @@ impl Parts {
             }
             return Ok(None);
         }
-        // The end is an empty name: a NUL that ends no name.
+        // The list ends with an empty name: a NUL that ends no name.
         let (part, last) = match part {
             [0] => (&part[..0], true),
             [rest @ .., 0, 0] => (&part[..rest.len() + 1], true),

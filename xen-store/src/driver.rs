@@ -1,8 +1,8 @@
-//! How several threads share one connection without a thread of its own.
+//! How several threads share one connection without a background thread.
 //!
 //! A thread that waits may become the *poller*: the one thread that sleeps in `poll(2)` on the
-//! transport. It reads for everybody; the [`Mux`] wakes exactly those whose answers came. When its
-//! own answer is there it leaves, and one of the others takes over.
+//! transport. It reads for all threads; the [`Mux`] wakes exactly those whose answers have arrived.
+//! When its own answer is there it returns, and one of the others takes over.
 //!
 //! ```text
 //!            lock                         not locked
@@ -15,16 +15,16 @@
 //! ```
 //!
 //! A thread that does not wait may read as well (`try_next`, `process`, a deadline that has
-//! passed). If the answer of the poller is among what it takes, the poller is interrupted: an
-//! event counter is in its poll set, and that one is written to then only.
+//! passed). If the answer of the poller is among what it reads, it interrupts the poller: it writes
+//! to an event counter in the poll set, only in this case.
 //!
 //! # Deadlines
 //!
-//! A deadline that has passed ends the wait at its next turn, whatever else happens; a turn is one
-//! bounded flush, one look at the answer, one sleep and one bounded read, with up to 16 more for the
-//! rest of a message. A sleep begins with a look at the transport where that is likely to save it
-//! ([`spin`](crate::spin)), within the deadline too. Before that the transport is read once without
-//! waiting, so a wait whose deadline has passed at the start still sees what has arrived.
+//! A deadline that has passed ends the wait at its next turn, whatever else happens. A turn is one
+//! bounded flush, one look at the answer, one sleep and one bounded read, with up to 16 more for
+//! the rest of a message. A sleep begins with a look at the transport where that is likely to save
+//! it ([`spin`](crate::spin)), within the deadline too. Before that the transport is read once
+//! without waiting, so a wait whose deadline has passed at the start still sees what has arrived.
 
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,17 +37,17 @@ use crate::spin::Look;
 use crate::sync::{Condvar, MutexGuard};
 
 /// Looks for the rest of a message before the next sleep. C's xenstored writes header and payload
-/// one after the other, so a reader that is woken by the header often finds nothing behind it. Where
-/// others wait too, they have a use for the processor meanwhile.
+/// one after the other, so a reader that the header has woken often finds nothing behind it. While
+/// other threads wait, there are none: they need the processor meanwhile.
 const LOOKS: usize = if cfg!(loom) { 0 } else { 16 };
 
 /// A stream that a thread can sleep on.
 pub(crate) trait Pollable: Stream {
     /// Sleeps until there is something to read, there is room (if `output`), an interruption, a
     /// signal, or `deadline` has passed. Before it sleeps it looks for these for `spin`, less if
-    /// others need the processor. Returns how that look went.
+    /// others need the processor. Returns the outcome of that look.
     fn poll(&self, output: bool, deadline: Option<Instant>, spin: Duration) -> Result<Look>;
-    /// The interruption was seen: the next sleep is not ended by it.
+    /// Clears the interruption, so that it does not end the next sleep.
     fn rearm(&self);
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Until<'a> {
     pub(crate) deadline: Option<Instant>,
     /// The longest look before a sleep.
     pub(crate) spin: Duration,
-    /// Set, and all who wait woken, when the wait is cancelled.
+    /// Set when the wait is cancelled; all waiters are woken then.
     pub(crate) cancelled: Option<&'a AtomicBool>,
 }
 
@@ -69,10 +69,10 @@ impl Until<'_> {
 }
 
 impl<S: Pollable> Mux<S> {
-    /// Waits until `ready` gives a value; `Ok(None)` once the deadline has passed.
+    /// Waits until `ready` returns a value; returns `Ok(None)` once the deadline has passed.
     ///
-    /// `key` is what `ready` looks at. The value of a failed connection is up to `ready`, which
-    /// is asked again when that happens.
+    /// `key` names what `ready` looks at. When the connection fails, `ready` is called again and
+    /// decides which value that gives.
     pub(crate) fn wait<T>(
         &self,
         key: Ready,
@@ -83,7 +83,7 @@ impl<S: Pollable> Mux<S> {
         self.wait_in(state, key, until, ready)
     }
 
-    /// As [`Mux::wait`], for a caller that is inside already.
+    /// As [`Mux::wait`], for a caller that holds the lock already.
     pub(crate) fn wait_in<'a, T>(
         &'a self,
         mut state: Locked<'a, S>,
@@ -109,7 +109,7 @@ impl<S: Pollable> Mux<S> {
                 self.read(&mut state);
                 last_look = true;
             } else if state.can_write() {
-                // The flush was cut short; the deadline was looked at in between.
+                // The flush was cut short; the deadline was checked in between.
             } else if state.poller.is_none() {
                 let polled;
                 (state, polled) = self.sleep_on_transport(state, key, until);
@@ -121,17 +121,18 @@ impl<S: Pollable> Mux<S> {
             }
         };
         if state.poller.is_none() {
-            // The next poller, if anyone is left; each passes it on when it leaves.
+            // Wakes the next poller, if any thread is left; each passes the role on when it
+            // returns.
             state.pass_on();
         }
         outcome
     }
 
-    /// Sets `flag` and wakes all who wait, so that the waits that it cancels end. The others look
-    /// once and go on.
+    /// Sets `flag` and wakes all waiters, so that the waits that it cancels end. The others look
+    /// once and continue.
     pub(crate) fn cancel_waits(&self, flag: &AtomicBool) {
         flag.store(true, Ordering::Release);
-        // In a child of the process that made the connection nobody waits.
+        // In a child of the process that made the connection no thread waits.
         if let Ok(mut state) = self.enter() {
             state.wake_all();
         }
@@ -153,7 +154,7 @@ impl<S: Pollable> Mux<S> {
         let output = state.no_room && state.proto.has_outgoing();
         // While the connection is lost there is no transport to wait for, but a time to connect.
         let end = [deadline, state.retry_at()].into_iter().flatten().min();
-        // Others who wait have a use for the processor.
+        // Other waiters need the processor.
         let looks =
             !spin.is_zero() && !state.others_wait_for_replies() && state.spinner.poll_look();
         let spin = if looks { spin } else { Duration::ZERO };
@@ -215,7 +216,7 @@ mod tests {
     use crate::transport::Written;
     use crate::wire;
 
-    /// A transport that has these bytes to read, one after the other, or nothing at that time.
+    /// A transport that returns these pieces one after the other, or nothing where one is empty.
     #[derive(Debug, Default)]
     struct Pieces {
         reads: RefCell<VecDeque<Option<Vec<u8>>>>,
@@ -265,7 +266,7 @@ mod tests {
         mux.submit(Tx::NONE, Read { path: "/a" }.encode()?)
     }
 
-    /// Waits for an answer whose payload comes after `gap` reads of nothing. Returns whether it was
+    /// Waits for an answer whose payload arrives after `gap` empty reads. Returns whether it was
     /// taken.
     fn wait(mux: &Mux<Pieces>, gap: usize, deadline: Option<Instant>) -> bool {
         let id = submit(mux).unwrap();
@@ -313,7 +314,7 @@ mod tests {
         assert_eq!(mux.stream().sleeps.get(), 1);
     }
 
-    /// Returns whether a wait in vain looked at the transport before it slept.
+    /// Returns whether a wait that found nothing looked at the transport before it slept.
     fn looks(mux: &Mux<Pieces>) -> bool {
         let spin = Duration::from_micros(50);
         let until = Until {

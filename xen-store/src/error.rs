@@ -4,15 +4,15 @@
 //! |---|---|---|
 //! | [`Error::Invalid`] | the caller; nothing was sent | usable |
 //! | [`Error::Daemon`] | the daemon refused this request | usable |
-//! | [`Error::NotOffered`] | the daemon does not know this request | usable |
-//! | [`Error::NotText`], [`Error::Value`] | whoever wrote the value | usable |
-//! | [`Error::Malformed`], [`Error::TooLong`] | the daemon answered this request with nonsense | usable |
+//! | [`Error::NotOffered`] | the daemon does not implement this request | usable |
+//! | [`Error::NotText`], [`Error::Value`] | the writer of the value | usable |
+//! | [`Error::Malformed`], [`Error::TooLong`] | the daemon sent an invalid reply to this request | usable |
 //! | [`Error::Conflict`], [`Error::TimedOut`], [`Error::Cancelled`], [`Error::TooLarge`] | nobody in particular | usable |
-//! | [`Error::Lost`] | the daemon left; the connection is made again | usable |
-//! | [`Error::Protocol`] | the daemon broke the protocol | finished |
-//! | [`Error::Closed`] | the daemon left | finished |
+//! | [`Error::Lost`] | the daemon closed the connection, which is made again | usable |
+//! | [`Error::Protocol`] | the daemon violated the protocol | finished |
+//! | [`Error::Closed`] | the daemon closed the connection | finished |
 //! | [`Error::Os`] | the system; `op` names the call | finished |
-//! | [`Error::Connect`], [`Error::Unsupported`] | there is no way to a daemon | never began |
+//! | [`Error::Connect`], [`Error::Unsupported`] | no daemon could be reached | never began |
 //! | [`Error::Forked`] | the caller, in a forked child | usable in the parent |
 
 use std::path::PathBuf;
@@ -28,10 +28,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The caller asked for something that cannot be sent. Nothing was.
+    /// The caller's request cannot be sent. Nothing was sent.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// The daemon answered with an error.
+    /// The daemon refused the request with an error.
     #[error("{op}: {code}")]
     Daemon {
         /// The request it refused.
@@ -39,27 +39,28 @@ pub enum Error {
         /// The error it named.
         code: XsError,
     },
-    /// The daemon does not know the request (`ENOSYS`): it is older, or another implementation.
+    /// The daemon does not implement the request (`ENOSYS`): it is older, or another
+    /// implementation.
     #[error("{op}: this store daemon does not offer it")]
     NotOffered {
         /// The request; WATCH stands for one with a depth.
         op: MsgType,
     },
-    /// A value that was asked for as text is not UTF-8.
+    /// A value that was requested as text is not UTF-8.
     #[error("{op}: the value is not UTF-8 text")]
     NotText {
         /// The request that fetched it.
         op: MsgType,
     },
-    /// A node's value is not what the node is for.
+    /// A node's value is not of the node's kind.
     #[error("the store's node {node} holds no {expected}")]
     Value {
         /// The node.
         node: &'static str,
-        /// The kind of value that it is for.
+        /// The kind of value that the node should have.
         expected: &'static str,
     },
-    /// The reply to this request is not what the protocol says; the stream itself is sound.
+    /// The reply to this request violates the protocol; the stream itself is sound.
     #[error("{op}: the reply is malformed")]
     Malformed {
         /// The request it answers.
@@ -73,7 +74,7 @@ pub enum Error {
         /// The length in bytes that its header claimed.
         len: usize,
     },
-    /// A walk or a snapshot would take more memory than it may.
+    /// A walk or a snapshot would take more memory than its limit.
     #[error("the tree takes more than {limit} bytes")]
     TooLarge {
         /// The limit in bytes.
@@ -85,7 +86,7 @@ pub enum Error {
         /// How often it was tried.
         attempts: u32,
     },
-    /// The deadline passed before the answer came. The request may still take effect.
+    /// The deadline passed before the answer arrived. The request may still take effect.
     #[error("{op}: no answer before the deadline")]
     TimedOut {
         /// The request that was not answered.
@@ -95,7 +96,7 @@ pub enum Error {
     /// still take effect.
     #[error("the wait for the store was cancelled")]
     Cancelled,
-    /// The connection was lost before the answer came. It is made again
+    /// The connection was lost before the answer arrived. It is made again
     /// ([`Store::reconnecting`](crate::Store::reconnecting)).
     #[error(
         "{op}{}: the store connection was lost{}",
@@ -107,11 +108,11 @@ pub enum Error {
         op: MsgType,
         /// The transaction that it was in, by the daemon's number. The daemon has dropped it.
         transaction: Option<u32>,
-        /// The daemon may have carried it out, because it was sent. `false` if it was not sent
-        /// whole, and for a request of a lost transaction other than its commit.
+        /// The daemon may have carried the request out, because it was sent. `false` if it was not
+        /// sent whole, and for a request of a lost transaction other than its commit.
         may_be_done: bool,
     },
-    /// The daemon sent what the protocol forbids; nothing more is read from it.
+    /// The daemon violated the protocol; nothing more is read from it.
     #[error("the store daemon broke the protocol: {0}")]
     Protocol(ProtocolError),
     /// The daemon closed the connection.
@@ -120,7 +121,7 @@ pub enum Error {
     /// This process is a child of the one that made the connection. Nothing was sent or read.
     #[error("this store connection belongs to the process that made it, not to its child")]
     Forked,
-    /// No way to the daemon could be opened.
+    /// No socket or device of the daemon could be opened.
     #[error("{}: {source}", path.display())]
     Connect {
         /// The socket or device.
@@ -131,7 +132,7 @@ pub enum Error {
     /// This build or host has no store to connect to.
     #[error("no store connection is possible from this handle in this build")]
     Unsupported,
-    /// The system refused.
+    /// A system call failed.
     #[error("{op}: {source}")]
     Os {
         /// The call, with the file it was about where there is one.
@@ -142,7 +143,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns whether the daemon said that the node does not exist (`ENOENT`).
+    /// Returns whether the daemon reported that the node does not exist (`ENOENT`).
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(
@@ -166,8 +167,8 @@ impl Error {
         )
     }
 
-    /// Returns whether a transaction was lost with its connection, and nothing of it was carried
-    /// out: it may be begun again.
+    /// Returns whether a transaction was lost with its connection and nothing of it was carried
+    /// out. The caller may begin it again.
     #[must_use]
     pub fn is_lost_transaction(&self) -> bool {
         match self {
@@ -192,7 +193,7 @@ impl Error {
         )
     }
 
-    /// Returns whether the connection is of no further use and a new one has to be opened.
+    /// Returns whether the connection is finished and the caller must open a new one.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
         matches!(
@@ -328,7 +329,8 @@ pub enum Invalid {
     /// A connection that has clones, watches or transactions.
     #[error("a store connection that others use already")]
     Shared,
-    /// A connection that was made from a descriptor, which leads nowhere once it has ended.
+    /// A connection that was made from a descriptor, which cannot be opened again once it has
+    /// ended.
     #[error("a store connection from a descriptor, whose socket or device is not known")]
     NoPlace,
     /// A permission list without its first entry, the owner.
@@ -339,7 +341,7 @@ pub enum Invalid {
     Permission,
 }
 
-/// How the daemon broke the protocol. All of these end the connection.
+/// How the daemon violated the protocol. Every variant ends the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProtocolError {
@@ -366,17 +368,16 @@ pub enum ProtocolError {
         /// The type of the reply.
         got: MsgType,
     },
-    /// A payload that is not what this kind of message carries.
+    /// A payload that is invalid for this kind of message.
     #[error("a malformed {kind} payload")]
     Payload {
         /// The type of the message.
         kind: MsgType,
     },
-    /// The daemon left too many requests unanswered that were given up, while it answered later
-    /// ones.
+    /// The daemon left too many cancelled requests unanswered while it answered later ones.
     #[error("{expired} requests unanswered although later ones were answered")]
     Unresponsive {
-        /// How many.
+        /// The number of unanswered requests.
         expired: usize,
     },
 }
@@ -384,16 +385,16 @@ pub enum ProtocolError {
 /// An error that the daemon named.
 ///
 /// On the wire errors are names (`"ENOENT"`), so that clients need not share the daemon's numbers;
-/// [`XsError::errno`] is the number of this system. A name that this crate does not know is kept.
+/// [`XsError::errno`] is the number of this system. An unknown name is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct XsError {
-    /// 0 if the name is unknown here.
+    /// 0 if the name is unknown to this crate.
     errno: i32,
     /// The unknown name, filled up with zeros; empty if it is known.
     other: [u8; LONGEST_NAME],
 }
 
-/// Bytes that are kept of a name. The longest of an errno of Linux has 15.
+/// Bytes that are kept of a name. The longest errno name of Linux has 15.
 const LONGEST_NAME: usize = 16;
 
 macro_rules! xs_errors {
@@ -404,14 +405,13 @@ macro_rules! xs_errors {
                 pub const $name: Self = Self::known(libc::$name);
             )*
 
-            /// Returns the error with this name on the wire. Of a name that this crate does not
-            /// know, 16 bytes are kept.
+            /// Returns the error with this name on the wire. Of an unknown name, 16 bytes are kept.
             #[must_use]
             pub fn from_name(name: &[u8]) -> Self {
                 $(if name == stringify!($name).as_bytes() { return Self::$name; })*
                 let mut other = [0; LONGEST_NAME];
                 for (slot, byte) in other.iter_mut().zip(name) {
-                    // Another byte is no part of a name, and nothing for a terminal.
+                    // Any other byte is not part of a name and must not reach a terminal.
                     *slot = if byte.is_ascii_graphic() { *byte } else { b'?' };
                 }
                 Self { errno: 0, other }
@@ -451,7 +451,7 @@ impl XsError {
         }
     }
 
-    /// Returns whether the daemon sent a name that this crate does not know.
+    /// Returns whether the daemon sent a name that is unknown to this crate.
     #[must_use]
     pub const fn is_unknown(self) -> bool {
         self.errno == 0
@@ -467,8 +467,7 @@ impl XsError {
         }
     }
 
-    /// Returns the number of this error; `EINVAL` for a name that this crate does not know, as
-    /// libxenstore has it.
+    /// Returns the number of this error; `EINVAL` for an unknown name, as in libxenstore.
     #[must_use]
     pub const fn errno(self) -> i32 {
         if self.errno == 0 {

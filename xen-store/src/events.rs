@@ -1,11 +1,10 @@
 //! The queue between the connection and one watch.
 //!
-//! A watch event says *this path changed, look again*; two of the same path mean nothing more than
-//! one. So the queue is a set in order of arrival: an event whose path is still waiting is merged
-//! with it, and when more than a bounded number of different paths wait, all of them are replaced
-//! by a single event on the watched path itself, flagged [`WatchEvent::rescan`]. Nothing is lost
-//! that a reader who looks again would miss, memory is bounded, and the connection never waits for
-//! a watcher.
+//! A watch event means *this path changed, look again*; two for the same path mean no more than
+//! one. So the queue is a set in order of arrival. An event whose path is still waiting is merged
+//! with it. When more than a bounded number of different paths wait, all of them are replaced by a
+//! single event on the watched path itself, flagged [`WatchEvent::rescan`]. A reader that looks
+//! again misses nothing, memory is bounded, and the connection never waits for a watcher.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -24,8 +23,8 @@ pub struct WatchEvent {
     /// Anything at or below `path` may have changed: several events were merged into this one, or
     /// the connection was made again.
     pub rescan: bool,
-    /// The connection was made again: changes before this event may have been missed, and what
-    /// the daemon keeps may be older or gone. Once after each new connection.
+    /// The connection was made again: changes before this event may have been missed, and what the
+    /// daemon keeps may be older or lost. Once after each new connection.
     pub reconnected: bool,
 }
 
@@ -43,7 +42,7 @@ pub(crate) struct EventQueue {
     pub(crate) is_granted: bool,
     /// The daemon refused it on a new connection.
     pub(crate) refused: Option<XsError>,
-    /// Its first event waits to be announced; of a watch in a set: it has its turn there.
+    /// Its first event waits to be announced. For a watch in a set: it waits for its turn there.
     pub(crate) announced: bool,
     /// Its events are those of this set.
     pub(crate) set: Option<WatchId>,
@@ -73,7 +72,7 @@ impl EventQueue {
         self.order.is_empty() && !self.rescan
     }
 
-    /// Adds an event; `None` stands for a path that could not be understood.
+    /// Adds an event; `None` stands for a path that could not be decoded.
     pub(crate) fn push(&mut self, path: Option<&str>) {
         if self.rescan {
             return;

@@ -1,8 +1,8 @@
 //! A client of Xen's store: nodes, permissions, watches and transactions.
 //!
 //! The store is a small tree of values kept by a daemon in domain 0, through which domains find
-//! each other. This crate speaks its protocol (`docs/misc/xenstore.txt`) over the daemon's socket
-//! or the kernel's device, with no C library and no `unsafe`.
+//! each other. This crate implements its protocol (`docs/misc/xenstore.txt`) over the daemon's
+//! socket or the kernel's device, with no C library and no `unsafe`.
 //!
 //! ```no_run
 //! use xen_store::{Permissions, Store};
@@ -31,15 +31,15 @@
 //!   Header  Decoder  StorePath     bytes                                wire path perms error
 //! ```
 //!
-//! [`proto`] and everything below does no I/O, knows no time and cannot block.
+//! [`proto`] and everything below does no I/O, reads no clock and cannot block.
 //!
 //! # Guarantees, whatever the daemon sends
 //!
 //! * No panic; memory bounded by the requests and watches the program holds.
-//! * Every waiting request ends when the connection does, with the reason.
-//! * A flood of watch events delays no reply, and loses no change a reader would still see.
-//! * Every request sent is one well-formed message: no NUL gets into a field, no path out of its
-//!   character set, nothing above the length limits.
+//! * Every waiting request ends when the connection does, and returns the reason.
+//! * A flood of watch events delays no reply, and loses no change that a reader would still see.
+//! * Every request sent is one well-formed message: no field contains a NUL, no path a forbidden
+//!   character, and nothing exceeds the length limits.
 
 #![forbid(unsafe_code)]
 

@@ -4,8 +4,8 @@
 //! RUSTFLAGS="--cfg loom" cargo test -p xen-store --release --lib models
 //! ```
 //!
-//! Somebody who was not woken shows as a deadlock. The transport is a pipe in memory that is filled
-//! by the model's main thread. Each model names the code without which it fails.
+//! A waiter that was not woken shows as a deadlock. The transport is a pipe in memory that is
+//! filled by the model's main thread. Each model names the code without which it fails.
 
 use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
@@ -36,10 +36,10 @@ struct Pipe {
 
 #[derive(Debug, Default)]
 struct Inside {
-    /// For the client to read.
+    /// Bytes for the client to read.
     bytes: VecDeque<u8>,
     closed: bool,
-    /// The client has taken notice of the end, and has not connected again.
+    /// The client has noticed the end, and has not connected again.
     gone: bool,
     /// Connections before this one.
     generation: u32,
@@ -236,7 +236,7 @@ fn a_reader_that_only_looks_wakes_the_one_that_sleeps_in_poll() {
     });
 }
 
-/// Without `pass_on` nobody reads once the first has left.
+/// Without `pass_on` no thread reads once the first has returned.
 #[test]
 fn the_role_of_the_poller_is_handed_over() {
     model(|| {
@@ -251,8 +251,8 @@ fn the_role_of_the_poller_is_handed_over() {
     });
 }
 
-/// One whose time is over looks once more, and takes the other one's answer. Without the
-/// interruption in `announce` that one sleeps on.
+/// A thread whose deadline has passed looks once more, and takes the other thread's answer. Without
+/// the interruption in `announce` the other thread sleeps on.
 #[test]
 fn one_whose_time_is_over_wakes_the_one_whose_answer_it_takes() {
     model(|| {
@@ -272,7 +272,7 @@ fn one_whose_time_is_over_wakes_the_one_whose_answer_it_takes() {
     });
 }
 
-/// Without `announce` on release, or the interruption in it, one of them is not told.
+/// Without `announce` on release, or the interruption in it, one of them is not woken.
 #[test]
 fn an_end_seen_by_one_reaches_all_threads() {
     model(|| {
@@ -286,8 +286,8 @@ fn an_end_seen_by_one_reaches_all_threads() {
     });
 }
 
-/// The requests are sent again on the next connection. Without `pass_on` in `reconnect` one that
-/// sleeps beside the one that connects is not woken.
+/// The requests are sent again on the next connection. Without `pass_on` in `reconnect` a thread
+/// that sleeps beside the one that connects is not woken.
 #[test]
 fn a_lost_connection_is_made_again_by_one_for_all() {
     model(|| {
@@ -303,8 +303,8 @@ fn a_lost_connection_is_made_again_by_one_for_all() {
     });
 }
 
-/// Its message is under way when another thread finds the loss and connects. Without the choice of
-/// the transport under the lock in `flush` it is sent on the next connection, and once more.
+/// A message is being written when another thread finds the loss and connects. Without the choice
+/// of the transport under the lock in `flush` it is sent on the next connection, and once more.
 #[test]
 fn a_message_is_written_to_the_connection_that_it_was_taken_for() {
     model(|| {
@@ -393,8 +393,8 @@ fn a_task_is_woken_by_its_answer() {
     });
 }
 
-/// The answer may be taken in by another worker than the one that reads for all. Without the waker
-/// in `announce` the task is not woken.
+/// A worker other than the one that reads for all may take the answer. Without the waker in
+/// `announce` the task is not woken.
 #[test]
 fn a_task_is_woken_by_its_answer_whoever_reads_it() {
     model(|| {
@@ -437,8 +437,8 @@ fn the_driver_waits_for_room_on_behalf_of_a_task() {
     });
 }
 
-/// The end, seen by a caller under the lock, ends the tasks and the one that reads. Without the
-/// driver's waker in `announce` that one stays.
+/// The end, seen by a caller under the lock, ends the tasks and the reading task. Without the
+/// driver's waker in `announce` the reading task stays.
 #[test]
 fn an_end_seen_by_one_reaches_all_tasks() {
     model(|| {

@@ -1,17 +1,17 @@
 //! One connection shared by many waits: who reads, in what order, and who is woken.
 //!
 //! Both drivers are built on this, the blocking one (`driver`) and the one for tokio. They differ
-//! in who sleeps on the transport; all else is here, so that each rule is kept in one place:
+//! in who sleeps on the transport; everything else is here, so that each rule is implemented once:
 //!
 //! * Bytes are *read* under the lock that guards the state machine, so they reach it in the order
-//!   in which they came, whoever reads them ([`Mux::read`]).
+//!   in which they arrived, whoever reads them ([`Mux::read`]).
 //! * Messages are *written* by one caller at a time, outside the lock, because the xenbus device
 //!   may sleep in `write` ([`Mux::flush`]). The transport is chosen under the lock, so that a
-//!   message is written only to the one that it was taken for.
-//! * The state machine is reachable through [`Locked`] only, and nobody releases the lock without
-//!   waking exactly those whose wait may be over: whatever was done under the lock (bytes taken
-//!   by a thread that waits for something else, a request given up, a failure), whoever did it.
-//!   The end of the connection wakes all.
+//!   message is written only to the transport for which it was taken.
+//! * The state machine is reachable through [`Locked`] only. Releasing the lock wakes exactly those
+//!   whose wait may be over, whatever was done under the lock (bytes read by a thread that waits
+//!   for something else, a request cancelled, a failure) and whoever did it. The end of the
+//!   connection wakes all.
 //!
 //! | waits for | is woken by |
 //! |---|---|
@@ -44,21 +44,21 @@ use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::transport::Written;
 use crate::wire::MsgType;
 
-/// Reads per turn under the lock: a flood does not keep other callers out without end.
+/// Reads per turn under the lock: a flood does not keep other callers out forever.
 const READS_PER_TURN: usize = 16;
 const READ_SIZE: usize = 8192;
 /// Messages written per call of [`Mux::flush`]: the requests of others do not keep a caller from
 /// its deadline.
 const MESSAGES_PER_FLUSH: usize = 32;
-/// Turns spent on what a peer sent before it stopped taking our bytes.
+/// Turns spent on what a peer sent before it stopped reading.
 const FAREWELL_TURNS: usize = 64;
 
 /// The transport, as the state machine's bytes need it. Nothing here waits.
 pub(crate) trait Stream {
     /// Reads; `Ok(None)` if there is nothing now, `Ok(Some(0))` at the end.
     fn read(&self, buf: &mut [u8]) -> std::result::Result<Option<usize>, Errno>;
-    /// Returns what writes to the transport of this moment, which a later [`Stream::install`] does
-    /// not replace. It does not wait for room; the xenbus device sleeps until it has the message.
+    /// Returns what writes to the current transport, which a later [`Stream::install`] does not
+    /// replace. It does not wait for room; the xenbus device sleeps until it has the message.
     fn writer(&self) -> impl Fn(&[u8]) -> Written;
     /// Whether a read of `count` bytes into a buffer of `size` took all there was.
     fn is_drained(&self, count: usize, size: usize) -> bool {
@@ -66,7 +66,7 @@ pub(crate) trait Stream {
     }
     /// Ends the sleep of the thread that sleeps on the transport, or its next one.
     fn interrupt(&self) {}
-    /// The transport has ended, and the next attempt to connect is due at `retry`.
+    /// Called when the transport has ended; the next attempt to connect is due at `retry`.
     fn handle_loss(&self, retry: Instant) {
         let _ = retry;
     }
@@ -117,14 +117,14 @@ pub(crate) struct Mux<S> {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) proto: Connection,
-    /// Those who wait, by what they wait for; the number tells several of one kind apart.
+    /// The waiters, by what they wait for; the number distinguishes several of one kind.
     waiters: BTreeMap<(Ready, u64), Wake>,
     next_waiter: u64,
     /// Raised when their watch gets its first event or the connection ends.
     pub(crate) ready_fds: HashMap<WatchId, Arc<ReadyFd>>,
-    /// Somebody is in `write`, outside the lock.
+    /// A caller is in `write`, outside the lock.
     writing: bool,
-    /// The transport took no more: whoever sleeps on it is to wait for room as well.
+    /// The transport took no more: the poller must wait for room as well.
     pub(crate) no_room: bool,
     /// The thread that sleeps on the transport.
     pub(crate) poller: Option<Poller>,
@@ -136,16 +136,16 @@ pub(crate) struct State {
     driver: Option<Waker>,
     /// The attempts to connect after a loss, if the connection survives it.
     schedule: Option<Schedule>,
-    /// Somebody connects, outside the lock.
+    /// A caller connects, outside the lock.
     connecting: bool,
 }
 
 /// A thread asleep on the transport.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Poller {
-    /// The event that it waits for itself.
+    /// The event that the thread itself waits for.
     pub(crate) key: Ready,
-    /// It wakes up when there is room.
+    /// The thread wakes up when there is room.
     pub(crate) output: bool,
 }
 
@@ -170,7 +170,7 @@ pub(crate) struct Locked<'a, S: Stream> {
     mux: &'a Mux<S>,
     /// `None` only while it is being given up.
     guard: Option<MutexGuard<'a, State>>,
-    /// To be woken when the lock is released.
+    /// The waiters to wake when the lock is released.
     wakes: Vec<Wake>,
 }
 
@@ -201,7 +201,7 @@ impl<S: Stream> Mux<S> {
         &self.stream
     }
 
-    /// The same connection over a stream made of its own.
+    /// Returns the same connection over a stream made from its own.
     pub(crate) fn map_stream<E>(
         self,
         map: impl FnOnce(S) -> std::result::Result<S, E>,
@@ -267,7 +267,7 @@ impl<S: Stream> Mux<S> {
         state
     }
 
-    /// The lock, for a caller that begins something.
+    /// Returns the lock, for a caller that begins an operation.
     ///
     /// # Errors
     ///
@@ -281,7 +281,7 @@ impl<S: Stream> Mux<S> {
         }
     }
 
-    /// Checks that the transport passes on the depth of a watch.
+    /// Checks that the transport forwards the depth of a watch.
     ///
     /// # Errors
     ///
@@ -299,7 +299,7 @@ impl<S: Stream> Mux<S> {
         std::process::id() != self.process
     }
 
-    /// The lock, for a caller that is inside already.
+    /// Returns the lock, for a caller that has already called [`Mux::enter`].
     pub(crate) fn lock(&self) -> Locked<'_, S> {
         // No code under the lock can panic half way through a change.
         let guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -366,7 +366,7 @@ impl<S: Stream> Mux<S> {
         state
     }
 
-    /// Takes in what can be read now. Returns whether there may be more.
+    /// Reads what is available now. Returns whether there may be more.
     pub(crate) fn read(&self, state: &mut Locked<'_, S>) -> bool {
         let mut buf = [0; READ_SIZE];
         for _ in 0..READS_PER_TURN {
@@ -395,7 +395,7 @@ impl<S: Stream> Mux<S> {
     pub(crate) fn turn<'a>(&'a self, state: Locked<'a, S>) -> Locked<'a, S> {
         let mut state = self.flush(state);
         self.read(&mut state);
-        // A reply that was read may let more be sent, or be given back.
+        // A reply that was read may let more be sent, or must be given back.
         self.flush(state)
     }
 
@@ -408,7 +408,7 @@ impl<S: Stream> Mux<S> {
         Ok(id)
     }
 
-    /// Gives a request up, and what the daemon grants to it all the same is given back.
+    /// Cancels a request, and gives back what the daemon grants to it all the same.
     pub(crate) fn cancel(&self, id: RequestId, watch: Option<WatchId>) {
         // In a child there is nothing to give back.
         if let Ok(mut state) = self.enter() {
@@ -417,9 +417,9 @@ impl<S: Stream> Mux<S> {
         }
     }
 
-    /// A request whose answer does not matter, sent now if that needs no waiting.
+    /// Makes a request whose answer does not matter, and sends it if that needs no waiting.
     pub(crate) fn send_detached(&self, tx: Tx, request: &impl Request) {
-        // A request that is given back was accepted with the same fields before.
+        // A request that gives something back has the fields of one that was accepted before.
         let Ok(message) = request.encode() else {
             return;
         };
@@ -433,12 +433,12 @@ impl<S: Stream> Mux<S> {
     }
 }
 
-/// A task's place among those who wait.
+/// A task's place among the waiters.
 #[derive(Debug)]
 #[cfg(any(feature = "tokio", all(test, loom)))]
 pub(crate) struct Place {
     key: Ready,
-    /// Its number, once it waits.
+    /// Its number while it waits.
     number: Option<u64>,
 }
 
@@ -453,7 +453,7 @@ impl Place {
         self.number.is_some()
     }
 
-    /// Leaves, so that nothing is woken in vain.
+    /// Leaves, so that nothing is woken without need.
     pub(crate) fn leave(&mut self, state: &mut State) {
         if let Some(number) = self.number.take() {
             state.waiters.remove(&(self.key, number));
@@ -464,7 +464,7 @@ impl Place {
 /// For tasks.
 #[cfg(any(feature = "tokio", all(test, loom)))]
 impl<S: Stream> Mux<S> {
-    /// The value of `ready`, or a place among those who wait for it.
+    /// Returns the value of `ready`, or takes a place among those who wait for it.
     pub(crate) fn poll_wait<T>(
         &self,
         place: &mut Place,
@@ -472,7 +472,7 @@ impl<S: Stream> Mux<S> {
         ready: impl FnOnce(&mut State) -> Option<T>,
     ) -> Poll<Result<T>> {
         let entered = match place.key {
-            // Its request was made by the same call, after a look at the process.
+            // The same call made the request, after a check of the process.
             Ready::Reply(_) => Ok(self.lock()),
             _ => self.enter(),
         };
@@ -510,7 +510,8 @@ impl<S: Stream> Mux<S> {
         state.proto.failure().is_none() && state.proto.loss().is_none()
     }
 
-    /// The task that waited on the transport is no more, and with it nobody reads.
+    /// Ends the connection because the task that waited on the transport has ended, so that nothing
+    /// reads.
     #[cfg(feature = "tokio")]
     pub(crate) fn abandon(&self, failure: Failure) {
         // In a child the task is the parent's.
@@ -540,7 +541,7 @@ impl<S: Stream> Mux<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// The last handle is gone: the task that waits on the transport ends.
+    /// Ends the task that waits on the transport, because the last handle was dropped.
     #[cfg(feature = "tokio")]
     pub(crate) fn release(&self) {
         self.lock().wake_driver();
@@ -548,7 +549,7 @@ impl<S: Stream> Mux<S> {
 }
 
 impl State {
-    /// Returns whether anyone but the poller waits for an answer.
+    /// Returns whether any thread other than the poller waits for an answer.
     pub(crate) fn others_wait_for_replies(&self) -> bool {
         let first = self.waiters.first_key_value();
         matches!(first, Some(((Ready::Reply(_), _), _)))
@@ -559,13 +560,14 @@ impl State {
         !self.writing && !self.no_room && self.proto.has_outgoing()
     }
 
-    /// Returns when to connect again; `None` unless the connection is lost, and while somebody connects.
+    /// Returns when to connect again; `None` unless the connection is lost, and while a caller
+    /// connects.
     pub(crate) fn retry_at(&self) -> Option<Instant> {
         let schedule = self.schedule.as_ref().filter(|_| !self.connecting)?;
         self.proto.loss().and_then(|_| schedule.poll_timeout())
     }
 
-    /// Adds one that waits.
+    /// Adds a waiter.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn add_waiter(&mut self, key: Ready, wake: Wake) {
         let number = self.fresh_waiter();
@@ -579,7 +581,7 @@ impl State {
 }
 
 impl<'a, S: Stream> Locked<'a, S> {
-    /// Sleeps until it is woken for `key`, `deadline` passes, or for no reason.
+    /// Sleeps until it is woken for `key`, `deadline` passes, or spuriously.
     pub(crate) fn sleep(
         mut self,
         key: Ready,
@@ -596,7 +598,7 @@ impl<'a, S: Stream> Locked<'a, S> {
         self
     }
 
-    /// Wakes one of those who wait, for it to read or write in the place of the caller.
+    /// Wakes one waiter, which then reads or writes in place of the caller.
     ///
     /// A watcher first, then the newest request: they are likely to stay longest.
     pub(crate) fn pass_on(&mut self) {
@@ -609,7 +611,7 @@ impl<'a, S: Stream> Locked<'a, S> {
         self.wake_driver();
     }
 
-    /// The transport took no more.
+    /// Records that the transport took no more, and has the poller wait for room.
     fn ask_for_room(&mut self) {
         self.no_room = true;
         if self.poller.is_some_and(|poller| !poller.output) {
@@ -624,7 +626,7 @@ impl<'a, S: Stream> Locked<'a, S> {
         }
     }
 
-    /// Under the lock, so that the sleeper cannot have left and come back in between.
+    /// Called under the lock, so that the sleeper cannot have returned and slept again in between.
     fn interrupt(&mut self) {
         if !self.interrupted {
             self.interrupted = true;
@@ -632,7 +634,7 @@ impl<'a, S: Stream> Locked<'a, S> {
         }
     }
 
-    /// Wakes all who wait, for each to look again.
+    /// Wakes all waiters; each looks again.
     pub(crate) fn wake_all(&mut self) {
         let all: Vec<Wake> = self.waiters.values().cloned().collect();
         self.wakes.extend(all);
@@ -661,7 +663,7 @@ impl<'a, S: Stream> Locked<'a, S> {
         }
     }
 
-    /// Notes whom to wake for what has become ready.
+    /// Collects the waiters to wake for what has become ready.
     fn announce(&mut self) {
         while let Some(ready) = self.proto.poll_ready() {
             if ready == Ready::Lost {
@@ -688,7 +690,7 @@ impl<'a, S: Stream> Locked<'a, S> {
                 self.wake_driver();
             } else {
                 if let Ready::Event(watch) = ready {
-                    // Unless it was taken already by who read it.
+                    // Unless the reader has taken it already.
                     let waits = |_: &&Arc<ReadyFd>| proto.has_event(watch);
                     ready_fds.get(&watch).filter(waits).inspect(|fd| fd.raise());
                 }
@@ -727,7 +729,7 @@ impl<S: Stream> Drop for Locked<'_, S> {
         if self.guard.is_some() {
             self.announce();
         }
-        // Released first: who is woken wants the lock.
+        // Released first: each woken waiter takes the lock.
         self.guard = None;
         take(&mut self.wakes).into_iter().for_each(Wake::wake);
     }

@@ -13,8 +13,8 @@ macro_rules! read_operations {
             ///
             /// # Errors
             ///
-            /// [`Error::Daemon`](crate::Error::Daemon): `ENOENT` no such node, `EACCES` no right
-            /// to read it.
+            /// [`Error::Daemon`](crate::Error::Daemon): `ENOENT` if there is no such node, `EACCES`
+            /// without the right to read it.
             #[doc(alias = "xs_read")]
             fn read(path: &str) -> Result<Vec<u8>> = Read { path };
 
@@ -71,33 +71,33 @@ macro_rules! read_operations {
         $client! {
             $type, carry:
 
-            /// Returns the value of each of many nodes, or why there is none. As
+            /// Returns the value of each of many nodes, or its error. As
             /// [`Store::batch`](crate::Store::batch) of reads.
             fn read_many[P: AsRef<str>](paths: &[P]) -> Vec<Result<Vec<u8>>> = {
                 let reads = paths.iter().map(|path| Read { path: path.as_ref() });
                 Requested::new(reads.collect::<Vec<_>>())
             };
 
-            /// Returns the paths of a node and of all at most `depth` levels below it: by level,
-            /// and in each by the paths' bytes. The requests are in flight together.
+            /// Returns the paths of a node and of all nodes at most `depth` levels below it: by
+            /// level, and in each by the paths' bytes. The requests are in flight together.
             ///
-            /// Changes by other clients meanwhile may be in the result or not: a node that is
-            /// removed is left out with all below it. A node that this domain may not read is in
-            /// the result without those below it.
+            /// The result may or may not contain changes that other clients make meanwhile: a node
+            /// that is removed is left out with all below it. A node that this domain may not read
+            /// is in the result without those below it.
             ///
             /// # Errors
             ///
-            /// As `directory`, of `path` itself; [`Error::TooLarge`](crate::Error::TooLarge) beyond
-            /// [`MAX_TREE`](crate::MAX_TREE). Other errors of any of the requests.
+            /// As `directory`, for `path` itself; [`Error::TooLarge`](crate::Error::TooLarge)
+            /// beyond [`MAX_TREE`](crate::MAX_TREE). Other errors of any of the requests.
             fn walk(path: &str, depth: u32) -> Result<Vec<String>> = Tree::walk(path, depth);
 
             /// Returns a node and everything below it, with values and permissions. The requests
             /// are in flight together.
             ///
-            /// Changes by other clients meanwhile may be in the result or not. The snapshot of a
-            /// transaction is of one moment if its commit succeeds:
-            /// `store.with_transaction(|t| t.snapshot(path))`, or
-            /// `|t| async move { t.snapshot(path).await }` with tokio.
+            /// The result may or may not contain changes that other clients make meanwhile. The
+            /// snapshot of a transaction is of one moment if its commit succeeds:
+            /// `store.with_transaction(|t| t.snapshot(path))`, or `|t| async move {
+            /// t.snapshot(path).await }` with tokio.
             ///
             /// # Errors
             ///
@@ -116,12 +116,13 @@ macro_rules! change_operations {
             /// Sets the value of a node. The node and its parents are created if missing, owned
             /// by this domain with the permissions of the nearest existing parent.
             ///
-            /// Path, a NUL and value must fit one message: 4096 bytes by socket, 4080 by the
+            /// Path, a NUL and value must fit one message: 4096 bytes on a socket, 4080 on the
             /// kernel's device.
             ///
             /// # Errors
             ///
-            /// [`Error::Daemon`](crate::Error::Daemon): `EACCES` no right, `ENOSPC` over a quota;
+            /// [`Error::Daemon`](crate::Error::Daemon): `EACCES` without the right to write,
+            /// `ENOSPC` when a quota is exceeded;
             /// [`Invalid::PayloadTooLong`](crate::Invalid::PayloadTooLong).
             #[doc(alias = "xs_write")]
             fn write(path: &str, value: impl AsRef<[u8]>) -> Result<()> =
@@ -141,8 +142,8 @@ macro_rules! change_operations {
             ///
             /// # Errors
             ///
-            /// [`Error::Daemon`](crate::Error::Daemon): `ENOENT` no such parent, `EACCES` no
-            /// right, `EINVAL` for `/`.
+            /// [`Error::Daemon`](crate::Error::Daemon): `ENOENT` if there is no such parent,
+            /// `EACCES` without the right to remove, `EINVAL` for `/`.
             #[doc(alias = "xs_rm")]
             fn rm(path: &str) -> Result<()> = Rm { path };
 
@@ -161,16 +162,16 @@ macro_rules! change_operations {
             $type, carry:
 
             /// Sends many requests together and returns a result for each, in the same shape: see
-            /// [`Batch`](crate::Batch). At most [`MAX_IN_FLIGHT`](crate::MAX_IN_FLIGHT) of them
-            /// are in flight at a time; on the kernel's device one.
+            /// [`Batch`](crate::Batch). At most [`MAX_IN_FLIGHT`](crate::MAX_IN_FLIGHT) of them are
+            /// in flight at a time; on the kernel's device one.
             ///
-            /// The daemon carries them out in their order, but one by one: other clients' changes
-            /// may come in between, unless the batch is a transaction's. A request that fails does
-            /// not keep the others back. Requests about domains do not belong to a transaction,
-            /// whatever they are sent through.
+            /// The daemon carries them out in their order, but one by one: it may carry out other
+            /// clients' changes in between, unless the batch is a transaction's. A request that
+            /// fails does not stop the others. Requests about domains do not belong to a
+            /// transaction, even if they are sent through one.
             ///
-            /// When the time of one request is over, it and all others without an answer end with
-            /// [`Error::TimedOut`](crate::Error::TimedOut); the rest is not sent.
+            /// When the deadline of one request has passed, it and all others without an answer end
+            /// with [`Error::TimedOut`](crate::Error::TimedOut); the rest is not sent.
             fn batch[B: Batch](batch: B) -> B::Output = Requested::new(batch);
         }
     };
@@ -183,7 +184,7 @@ macro_rules! domain_operations {
         $client! {
             $type, operate:
 
-            /// Returns the number of the domain that this connection is of: the node `domid`,
+            /// Returns the number of the domain to which this connection belongs: the node `domid`,
             /// which the toolstack writes for every domain that it makes. A program that may make
             /// hypercalls can ask Xen: `xen_sys::privcmd::Privcmd::own_domain`.
             ///
@@ -191,10 +192,11 @@ macro_rules! domain_operations {
             ///
             /// [`Error::Daemon`](crate::Error::Daemon) with `ENOENT`
             /// ([`is_not_found`](crate::Error::is_not_found)) if the toolstack wrote none;
-            /// [`Error::Value`](crate::Error::Value) if the node holds no domain's number.
+            /// [`Error::Value`](crate::Error::Value) if the node contains no domain's number.
             fn own_domain() -> Result<DomId> = OwnDomain {};
 
-            /// Returns the path that relative paths of `domain` start from: `/local/domain/<id>`.
+            /// Returns the path to which relative paths of `domain` are relative:
+            /// `/local/domain/<id>`.
             ///
             /// # Errors
             ///
@@ -210,26 +212,26 @@ macro_rules! domain_operations {
             #[doc(alias = "xs_is_domain_introduced")]
             fn is_introduced(domain: DomId) -> Result<bool> = IsIntroduced { domain };
 
-            /// Tells the daemon to serve `domain`, by the ring at guest frame `gfn` and the event
+            /// Makes the daemon serve `domain`, through the ring at guest frame `gfn` and the event
             /// channel `port` of that domain.
             ///
             /// # Errors
             ///
-            /// [`Error::Daemon`](crate::Error::Daemon): `EACCES` this domain is not privileged,
-            /// `EINVAL` the ring cannot be mapped.
+            /// [`Error::Daemon`](crate::Error::Daemon): `EACCES` if this domain is not privileged,
+            /// `EINVAL` if the ring cannot be mapped.
             #[doc(alias = "xs_introduce_domain")]
             fn introduce(domain: DomId, gfn: u64, port: Port) -> Result<()> =
                 Introduce { domain, gfn, port };
 
-            /// Tells the daemon to stop serving `domain`.
+            /// Makes the daemon stop serving `domain`.
             ///
             /// # Errors
             ///
-            /// As [`introduce`](Self::introduce); `ENOENT` if it does not serve it.
+            /// As [`introduce`](Self::introduce); `ENOENT` if the daemon does not serve it.
             #[doc(alias = "xs_release_domain")]
             fn release(domain: DomId) -> Result<()> = Release { domain };
 
-            /// Tells the daemon to expect `domain` to shut down again, after it was resumed.
+            /// Makes the daemon expect `domain` to shut down again, after it was resumed.
             ///
             /// # Errors
             ///
@@ -246,16 +248,16 @@ macro_rules! domain_operations {
             fn set_target(domain: DomId, target: DomId) -> Result<()> =
                 SetTarget { domain, target };
 
-            /// Drops all watches and transactions of this *domain's* connection, also those of
-            /// other programs when the kernel's device is shared by them.
+            /// Drops all watches and transactions of this *domain's* connection. These include
+            /// other programs' if they share the kernel's device.
             ///
             /// # Errors
             ///
             /// Those of any request.
             fn reset_watches() -> Result<()> = ResetWatches {};
 
-            /// Sends a command to the daemon itself and returns what it prints. The commands are
-            /// the daemon's own; `help` lists them.
+            /// Sends a command to the daemon itself and returns what it prints. The commands depend
+            /// on the daemon; `help` lists them.
             ///
             /// # Errors
             ///
@@ -266,11 +268,11 @@ macro_rules! domain_operations {
                 Control { command, arguments };
 
             /// Returns the protocol features the daemon offers this domain, as bits
-            /// (`docs/misc/xenstore-ring.txt`). Bits that this crate does not know are kept.
+            /// (`docs/misc/xenstore-ring.txt`). Bits that are unknown to this crate are kept.
             ///
             /// # Errors
             ///
-            /// [`Error::NotOffered`](crate::Error::NotOffered) by daemons before Xen 4.21.
+            /// [`Error::NotOffered`](crate::Error::NotOffered) from daemons before Xen 4.21.
             #[doc(alias = "xs_get_features_supported")]
             fn features() -> Result<u32> = GetFeatures { domain: None };
 
@@ -278,8 +280,8 @@ macro_rules! domain_operations {
             ///
             /// # Errors
             ///
-            /// As [`features`](Self::features); `ENOENT` no such domain; `EACCES` this domain is
-            /// not privileged.
+            /// As [`features`](Self::features); `ENOENT` if there is no such domain; `EACCES` if
+            /// this domain is not privileged.
             #[doc(alias = "xs_get_features_domain")]
             fn features_of(domain: DomId) -> Result<u32> = GetFeatures { domain: Some(domain) };
 
@@ -288,8 +290,8 @@ macro_rules! domain_operations {
             ///
             /// # Errors
             ///
-            /// [`Error::Daemon`](crate::Error::Daemon): `EBUSY` the domain is introduced already;
-            /// `EINVAL` a feature that the daemon does not have; otherwise as
+            /// [`Error::Daemon`](crate::Error::Daemon): `EBUSY` if the domain is introduced
+            /// already; `EINVAL` for a feature that the daemon does not have; otherwise as
             /// [`features_of`](Self::features_of).
             #[doc(alias = "xs_set_features_domain")]
             fn set_features(domain: DomId, features: u32) -> Result<()> =
@@ -299,24 +301,25 @@ macro_rules! domain_operations {
             ///
             /// # Errors
             ///
-            /// [`Error::NotOffered`](crate::Error::NotOffered) by daemons before Xen 4.21;
-            /// [`Error::Daemon`](crate::Error::Daemon): `EACCES` this domain is not privileged.
+            /// [`Error::NotOffered`](crate::Error::NotOffered) from daemons before Xen 4.21;
+            /// [`Error::Daemon`](crate::Error::Daemon): `EACCES` if this domain is not privileged.
             #[doc(alias = "xs_get_quota_names")]
             fn quota_names() -> Result<Vec<String>> = GetQuotaNames {};
 
-            /// Returns a quota of `domain`, or the one that new domains get; `None` is no limit.
+            /// Returns a quota of `domain`, or the default for new domains; `None` is no limit.
             /// For domain 0.
             ///
             /// # Errors
             ///
-            /// [`Error::Daemon`](crate::Error::Daemon): `EINVAL` no such quota; `ENOENT` no such
-            /// domain; otherwise as [`quota_names`](Self::quota_names).
+            /// [`Error::Daemon`](crate::Error::Daemon): `EINVAL` if there is no such quota;
+            /// `ENOENT` if there is no such domain; otherwise as
+            /// [`quota_names`](Self::quota_names).
             #[doc(alias = "xs_get_global_quota")]
             #[doc(alias = "xs_get_domain_quota")]
             fn quota(domain: Option<DomId>, name: &str) -> Result<Option<NonZeroU32>> =
                 GetQuota { domain, name };
 
-            /// Changes a quota of `domain`, or the one that new domains get; `None` is no limit.
+            /// Changes a quota of `domain`, or the default for new domains; `None` is no limit.
             /// For domain 0.
             ///
             /// # Errors

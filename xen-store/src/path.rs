@@ -1,4 +1,4 @@
-//! Store paths: what may be sent as one.
+//! Store paths and their rules.
 //!
 //! | form | example | limit |
 //! |---|---|---|
@@ -7,8 +7,8 @@
 //! | special, for watches and permissions | `@releaseDomain` | as relative |
 //!
 //! Only ASCII letters, digits and `-/_@` are allowed, no doubled and no trailing slash
-//! (`docs/misc/xenstore.txt`). A NUL would end the path on the wire and turn the rest into
-//! further protocol fields; it is refused here with all other characters.
+//! (`docs/misc/xenstore.txt`). A NUL would end the path on the wire and turn the rest into further
+//! protocol fields; it is rejected here like all other characters.
 
 use crate::error::Invalid;
 use crate::wire::{ABS_PATH_MAX, REL_PATH_MAX};
@@ -22,7 +22,7 @@ impl<'a> StorePath<'a> {
     ///
     /// # Errors
     ///
-    /// [`Invalid`] says which rule is broken and where.
+    /// [`Invalid`] names the rule that is violated, and where.
     pub fn new(text: &'a str) -> Result<Self, Invalid> {
         let max = if text.starts_with('/') {
             ABS_PATH_MAX
@@ -105,7 +105,7 @@ impl<'a> StorePath<'a> {
     }
 }
 
-/// `base` and `rest` with exactly one slash between them.
+/// Returns `base` and `rest` with exactly one slash between them.
 ///
 /// # Errors
 ///

@@ -1,12 +1,12 @@
 //! Permissions of a node.
 //!
 //! A list of (domain, access). The first entry is special: its domain *owns* the node and can do
-//! everything with it, and its access is what every domain *without* an entry of its own gets.
-//! Domain 0 is never refused. On the wire an entry is a letter and a number, as `r5`
+//! everything with it, and its access applies to every domain *without* its own entry. Domain 0 is
+//! never denied access. On the wire an entry is a letter and a number, as `r5`
 //! (`docs/misc/xenstore.txt`, SET_PERMS).
 //!
 //! From Xen 4.22 on, an entry of [`DomId::ANY`] is for every domain. Xen's other reserved numbers
-//! name no domain: an entry with one is refused.
+//! name no domain: this crate rejects an entry with one.
 
 use std::fmt;
 use std::str::FromStr;
@@ -120,7 +120,8 @@ impl FromStr for Perm {
 pub struct Permissions(Vec<Perm>);
 
 impl Permissions {
-    /// `owner` owns the node; everyone without an entry gets `others`.
+    /// Creates permissions of a node that `owner` owns; every domain without an entry gets
+    /// `others`.
     #[must_use]
     pub fn new(owner: DomId, others: Access) -> Self {
         Self(vec![Perm {
@@ -129,19 +130,19 @@ impl Permissions {
         }])
     }
 
-    /// `owner` owns the node; nobody else gets anything.
+    /// Creates permissions of a node that `owner` owns; no other domain gets any access.
     #[must_use]
     pub fn owner_none(owner: DomId) -> Self {
         Self::new(owner, Access::None)
     }
 
-    /// Adds read access for `domain`, keeping what it has.
+    /// Adds read access for `domain` to the access it has.
     #[must_use]
     pub fn grant_read(self, domain: DomId) -> Self {
         self.grant(domain, Access::Read)
     }
 
-    /// Adds write access for `domain`, keeping what it has.
+    /// Adds write access for `domain` to the access it has.
     #[must_use]
     pub fn grant_write(self, domain: DomId) -> Self {
         self.grant(domain, Access::Write)
@@ -157,7 +158,7 @@ impl Permissions {
         self
     }
 
-    /// From entries in wire order.
+    /// Creates permissions from entries in wire order.
     ///
     /// # Errors
     ///
@@ -184,8 +185,8 @@ impl Permissions {
 
     /// Returns the access of `domain`, apart from the privilege of domain 0 and of targets.
     ///
-    /// The owner may do everything; the first entry for a domain counts, or for
-    /// [`DomId::ANY`]. A daemon before Xen 4.22 ignores the latter.
+    /// The owner may do everything; otherwise the first entry for the domain or for [`DomId::ANY`]
+    /// counts. A daemon before Xen 4.22 ignores the latter.
     #[must_use]
     pub fn access_of(&self, domain: DomId) -> Access {
         let is_for = |perm: &Perm| perm.domain == domain || perm.domain == DomId::ANY;
@@ -198,12 +199,13 @@ impl Permissions {
             .map_or(self.0[0].access, |perm| perm.access)
     }
 
-    /// Returns whether `domain` owns the node and no other domain may write to it: by the default,
-    /// by an entry of its own, or by the entry of a domain that it is a target's device model of.
+    /// Returns whether `domain` owns the node and no other domain may write to it. Another domain
+    /// may write by the default, by its own entry, or by the entry of a domain whose device model
+    /// it is.
     ///
-    /// Domain 0 may always write. A domain that recreates a node owns it, unless it is domain 0, so
+    /// Domain 0 may always write. A domain that recreates a node owns it, unless it is domain 0. So
     /// a node for which this holds with domain 0 has kept domain 0's value, whoever may write to
-    /// its parents. Permissions and value have to be read in one transaction for that.
+    /// its parents. For that conclusion, read permissions and value in one transaction.
     #[must_use]
     pub fn written_only_by(&self, domain: DomId) -> bool {
         self.owner() == domain

@@ -14,8 +14,8 @@ use crate::snapshot::{Snapshot, Tree};
 use crate::sync::Mutex;
 use crate::transport::Written;
 
-/// The two directions of a connection: what the client sent and the daemon did not take yet, and
-/// what the daemon sent and the client did not read yet.
+/// The two directions of a connection: what the client sent and the daemon has not read yet, and
+/// what the daemon sent and the client has not read yet.
 #[derive(Debug, Default)]
 struct Memory {
     sent: Mutex<Vec<u8>>,
@@ -56,7 +56,7 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct MemoryConnection(Mux<Memory>);
 
-/// A plan that is being carried out. Dropping it gives its requests up.
+/// A plan that is being carried out. Dropping it cancels its requests.
 pub struct Running<'a>(Box<dyn PlanRun + 'a>);
 
 trait PlanRun {
@@ -128,7 +128,7 @@ impl MemoryConnection {
         std::mem::take(&mut *sent.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Gives the client bytes of the daemon's.
+    /// Passes bytes of the daemon to the client.
     pub fn deliver(&self, bytes: &[u8]) {
         let arrived = &self.0.stream().arrived;
         let mut arrived = arrived.lock().unwrap_or_else(PoisonError::into_inner);
@@ -150,12 +150,12 @@ impl MemoryConnection {
 
 impl Running<'_> {
     /// Takes the answers that have arrived and sends the requests that may follow. Returns `false`
-    /// once all is answered.
+    /// once all are answered.
     pub fn turn(&mut self) -> bool {
         self.0.turn()
     }
 
-    /// Passes the deadline: what is not answered ends with [`Error::TimedOut`].
+    /// Passes the deadline: unanswered requests end with [`Error::TimedOut`].
     pub fn expire(&mut self) {
         self.0.expire();
     }

@@ -1,9 +1,9 @@
 //! A descriptor that is readable while a watch may have an event.
 //!
-//! The connection's own descriptor is not enough when several threads share it: another thread
-//! may already have read the event into memory. An [`ReadyFd`] is an epoll set of two: the
-//! connection (bytes to read), and an event counter that is non-zero exactly while events of this
-//! watch wait in memory.
+//! The connection's own descriptor is not enough when several threads share it: another thread may
+//! already have read the event into memory. A [`ReadyFd`] is an epoll set of two: the connection
+//! (bytes to read), and an event counter that is non-zero exactly while events of this watch wait
+//! in memory.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;

@@ -11,9 +11,10 @@ use crate::wire::MsgType;
 /// How a client makes a lost connection again.
 ///
 /// A connection is lost when the daemon closes it or the system fails it: the daemon crashed, was
-/// restarted, or closed the connection. A daemon that breaks the protocol is not connected again.
+/// restarted, or closed the connection. After a violation of the protocol the client does not
+/// connect again.
 ///
-/// The first attempt is made at once. Each pause after that is drawn from the upper half of a span,
+/// The first attempt is immediate. Each pause after that is drawn from the upper half of a span,
 /// which begins with [`first_pause`](Self::first_pause) and doubles up to
 /// [`longest_pause`](Self::longest_pause). Attempts are counted from the loss; those of earlier
 /// losses count too until a connection has lived as long as the longest pause.
@@ -38,10 +39,10 @@ pub struct Reconnect {
     pub(crate) repeat: Repeat,
 }
 
-/// Which requests are sent again after a loss, in the place of ending with
+/// Which requests are sent again after a loss, instead of ending with
 /// [`Error::Lost`](crate::Error::Lost).
 ///
-/// Never those of a transaction: it ended with its connection.
+/// A transaction's requests are never sent again: it ended with its connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Repeat {
@@ -90,7 +91,7 @@ impl Default for Reconnect {
 }
 
 impl Reconnect {
-    /// Pauses of 10 ms to 1 s, no limit of attempts, no request repeated.
+    /// Creates a policy with pauses of 10 ms to 1 s, no limit of attempts, and no request repeated.
     pub const fn new() -> Self {
         Self {
             first_pause: Duration::from_millis(10),
@@ -100,19 +101,19 @@ impl Reconnect {
         }
     }
 
-    /// Sets the first span that a pause is drawn from. At least 1 ms is taken.
+    /// Sets the first span from which a pause is drawn, at least 1 ms.
     pub const fn first_pause(mut self, pause: Duration) -> Self {
         self.first_pause = pause;
         self
     }
 
-    /// Sets the longest span that a pause is drawn from. At least 1 ms is taken.
+    /// Sets the longest span from which a pause is drawn, at least 1 ms.
     pub const fn longest_pause(mut self, pause: Duration) -> Self {
         self.longest_pause = pause;
         self
     }
 
-    /// Limits the attempts in a row. When they are used up the connection ends for good. `None` is
+    /// Limits the consecutive attempts. When they are used up the connection is finished. `None` is
     /// no limit.
     pub const fn attempts(mut self, limit: Option<u32>) -> Self {
         self.attempts = limit;
@@ -198,7 +199,7 @@ impl Schedule {
     }
 }
 
-/// More is taken for this, so that the sum with any time exists.
+/// Longer pauses count as this, so that the sum with any time exists.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[cfg(all(test, not(loom)))]
@@ -225,7 +226,7 @@ mod tests {
         assert_eq!(schedule.poll_timeout(), None);
     }
 
-    /// A daemon that accepts and closes at once would be asked in a busy loop.
+    /// Without the pauses a daemon that accepts and closes immediately would cause a busy loop.
     #[test]
     fn a_short_connection_does_not_begin_the_pauses_anew() {
         let now = Instant::now();

@@ -1,9 +1,9 @@
 //! Each operation of the store, once: the bytes of its request and the meaning of its reply.
 //!
-//! A value of these types is one operation. [`Request::encode`] lays it out and
+//! A value of these types is one operation. [`Request::encode`] makes its message and
 //! [`Request::decode`] reads the answer; neither does I/O. The methods of [`Store`](crate::Store),
 //! [`Transaction`](crate::Transaction) and their tokio twins are made from this list, so no client
-//! lacks one. A program with an event loop of its own hands the bytes to
+//! lacks one. A program with its own event loop passes the bytes to
 //! [`Connection::submit`](crate::proto::Connection::submit):
 //!
 //! ```
@@ -38,19 +38,19 @@ pub trait Request: sealed::Sealed {
     /// The value that a successful reply carries.
     type Reply;
 
-    /// Lays the request out.
+    /// Encodes the request.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] if an argument breaks the protocol's rules.
+    /// [`Error::Invalid`] if an argument violates the protocol's rules.
     fn encode(&self) -> Result<Encoded>;
 
-    /// Reads the answer: the payload of the reply, or why there is none.
+    /// Reads the answer: the payload of the reply, or the error in its place.
     ///
     /// # Errors
     ///
-    /// That of `answer`; [`Error::Malformed`] or
-    /// [`Error::NotText`] if the payload is not what this request asks for.
+    /// The error of `answer`; [`Error::Malformed`] or [`Error::NotText`] if the payload is not of
+    /// this request's kind.
     fn decode(&self, answer: Result<Vec<u8>>) -> Result<Self::Reply>;
 }
 
@@ -58,7 +58,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// A request laid out. Its ids are filled in when it is submitted.
+/// An encoded request. Its ids are filled in when it is submitted.
 #[derive(Clone, Debug)]
 pub struct Encoded {
     kind: MsgType,
@@ -129,7 +129,8 @@ impl Encoded {
         }
     }
 
-    /// For a request without a payload: one of its type that has one, and that is of no effect.
+    /// For a request without a payload: returns one of the same type that has a payload and no
+    /// effect.
     pub(crate) fn question_before(&self) -> Option<Self> {
         let fields: &[u8] = match self.kind {
             MsgType::GET_FEATURE => b"0\0",
@@ -161,7 +162,7 @@ impl Encoded {
         self.len
     }
 
-    /// The message as it goes over the wire.
+    /// Returns the message as sent on the wire.
     pub(crate) fn into_message(
         mut self,
         req_id: u32,
@@ -363,7 +364,7 @@ requests! {
         })
     };
 
-    /// Reads the path that relative paths of a domain start from.
+    /// Reads the path to which relative paths of a domain are relative.
     pub GetDomainPath {
         /// The domain.
         domain: DomId,
@@ -387,7 +388,7 @@ requests! {
         _ => Err(malformed(MsgType::IS_DOMAIN_INTRODUCED)),
     };
 
-    /// Tells the daemon to serve a domain.
+    /// Makes the daemon serve a domain.
     pub Introduce {
         /// The domain.
         domain: DomId,
@@ -402,7 +403,7 @@ requests! {
     }
     decode(answer) answer.map(drop);
 
-    /// Tells the daemon to stop serving a domain.
+    /// Makes the daemon stop serving a domain.
     pub Release {
         /// The domain.
         domain: DomId,
@@ -410,7 +411,7 @@ requests! {
     encode(self) { Ok(Encoded::numbers(MsgType::RELEASE, &[number(self.domain)])) }
     decode(answer) answer.map(drop);
 
-    /// Tells the daemon to expect a domain to shut down again.
+    /// Makes the daemon expect a domain to shut down again.
     pub Resume {
         /// The domain.
         domain: DomId,
@@ -422,7 +423,7 @@ requests! {
     pub SetTarget {
         /// The domain that gets the rights.
         domain: DomId,
-        /// The domain whose rights they are.
+        /// The domain whose rights it gets.
         target: DomId,
     } -> ();
     encode(self) {
@@ -458,8 +459,8 @@ requests! {
     /// Reads the protocol features that the daemon offers.
     ///
     /// Without a domain the request has no payload. oxenstored 4.17 leaves such a message
-    /// unanswered until another one comes, so a [`Store`](crate::Store) first asks for the features
-    /// of domain 0.
+    /// unanswered until it receives another one, so a [`Store`](crate::Store) first requests the
+    /// features of domain 0.
     pub GetFeatures {
         /// Those offered to this domain; `None` stands for the caller.
         domain: Option<DomId>,
@@ -492,7 +493,7 @@ requests! {
 
     /// Reads a quota; `None` is no limit.
     pub GetQuota<'a> {
-        /// Of this domain, or the one that new domains get.
+        /// The domain; `None` for the default of new domains.
         domain: Option<DomId>,
         /// Its name.
         name: &'a str,
@@ -506,7 +507,7 @@ requests! {
 
     /// Changes a quota.
     pub SetQuota<'a> {
-        /// Of this domain, or the one that new domains get.
+        /// The domain; `None` for the default of new domains.
         domain: Option<DomId>,
         /// Its name.
         name: &'a str,
@@ -520,7 +521,7 @@ requests! {
     }
     decode(answer) answer.map(drop);
 
-    /// Starts a transaction. The client that gets the id has to end it.
+    /// Starts a transaction. The client that gets the id must end it.
     pub(crate) StartTransaction {} -> u32;
     encode(self) { Ok(Encoded::new(MsgType::TRANSACTION_START).bytes(b"\0")) }
     decode(answer) {
@@ -568,7 +569,7 @@ requests! {
 /// The node that the toolstack writes for each domain, in its home.
 const DOMID: &str = "domid";
 
-/// A request about a node that may be missing: its reply is `None` then.
+/// A request about a node that may be missing: then its reply is `None`.
 #[derive(Clone, Copy, Debug)]
 pub struct Optional<R>(pub R);
 
@@ -588,7 +589,7 @@ impl<R: Request> Request for Optional<R> {
     }
 }
 
-/// A missing node is no value.
+/// Converts the error of a missing node to `None`.
 fn optional<T>(read: Result<T>) -> Result<Option<T>> {
     match read {
         Ok(value) => Ok(Some(value)),
@@ -600,7 +601,8 @@ fn optional<T>(read: Result<T>) -> Result<Option<T>> {
 /// The daemon's feature of watches with a depth (`XENSTORE_SERVER_FEATURE_WATCHDEPTH`).
 const WATCH_DEPTH: u32 = 4;
 
-/// Checks that a daemon with this answer to a request for its features takes the depth of a watch.
+/// Checks that a daemon with this answer to a request for its features supports the depth of a
+/// watch.
 ///
 /// # Errors
 ///
@@ -614,7 +616,7 @@ pub(crate) fn takes_depth(features: Result<u32>) -> Result<()> {
     }
 }
 
-/// A pointer to a request is a request.
+/// Implements the request for a pointer to one.
 macro_rules! pointers {
     ($($pointer:ty),*) => {$(
         impl<R: Request + ?Sized> sealed::Sealed for $pointer {}

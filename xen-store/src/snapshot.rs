@@ -18,7 +18,7 @@ pub const MAX_TREE: usize = 64 << 20;
 /// Bytes counted for a node beside its path, value and permissions.
 const NODE: usize = 64;
 
-/// Everything at and below a node, as read.
+/// Everything at and below a node, as it was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     nodes: BTreeMap<String, Node>,
@@ -36,14 +36,14 @@ pub struct Node {
 /// A difference between two snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change<'a> {
-    /// The later snapshot alone has the node.
+    /// Only the later snapshot has the node.
     Added {
         /// Its path.
         path: &'a str,
         /// The node.
         node: &'a Node,
     },
-    /// The earlier snapshot alone has the node.
+    /// Only the earlier snapshot has the node.
     Removed {
         /// Its path.
         path: &'a str,
@@ -62,7 +62,8 @@ pub enum Change<'a> {
 }
 
 impl Snapshot {
-    /// Returns the node at `path`, written as the snapshot was asked for: absolute or relative.
+    /// Returns the node at `path`, which must be written as the snapshot's paths are: absolute or
+    /// relative.
     #[must_use]
     pub fn get(&self, path: &str) -> Option<&Node> {
         self.nodes.get(path)
@@ -107,7 +108,7 @@ impl Snapshot {
     }
 }
 
-/// A snapshot of nodes with their paths that come from elsewhere, as from a file.
+/// Makes a snapshot of nodes with their paths from another source, such as a file.
 impl FromIterator<(String, Node)> for Snapshot {
     fn from_iter<I: IntoIterator<Item = (String, Node)>>(nodes: I) -> Self {
         Self {
@@ -145,8 +146,8 @@ struct Found {
     is_gone: bool,
 }
 
-/// The plan of a walk or a snapshot: nodes are found by the lists of children, and asked about in
-/// the order in which they are found.
+/// The plan of a walk or a snapshot: nodes are found through the lists of children, and requested
+/// in the order in which they are found.
 #[derive(Debug)]
 pub(crate) struct Tree<T> {
     found: Vec<Found>,
@@ -157,12 +158,12 @@ pub(crate) struct Tree<T> {
     /// Bytes taken.
     size: usize,
     failure: Option<Error>,
-    /// Makes the result of the nodes that were found.
+    /// Makes the result from the nodes that were found.
     collect: fn(Vec<Found>) -> T,
 }
 
 impl Tree<Vec<String>> {
-    /// The paths of a node and of all at most `depth` levels below it.
+    /// Plans the paths of a node and of all nodes at most `depth` levels below it.
     pub(crate) fn walk(path: &str, depth: u32) -> Self {
         Self::new(path, depth, false, |mut found| {
             found.sort_by(|a, b| (a.level, &a.path).cmp(&(b.level, &b.path)));
@@ -172,7 +173,7 @@ impl Tree<Vec<String>> {
 }
 
 impl Tree<Snapshot> {
-    /// A node and all below it.
+    /// Plans a snapshot of a node and all below it.
     pub(crate) fn snapshot(path: &str) -> Self {
         Self::new(path, u32::MAX, true, |found| Snapshot {
             nodes: found
@@ -375,7 +376,7 @@ mod tests {
         (tree.finish(), requests)
     }
 
-    /// The nodes are few enough; what they hold is not.
+    /// The nodes are few enough; their values are too large.
     #[test]
     fn the_limit_of_a_tree_counts_values_and_permissions() {
         // Most of the limit is used up already: a test of all of it takes seconds.
@@ -402,7 +403,8 @@ mod tests {
         }
     }
 
-    /// The names are not taken out of the list at once: each would need more memory than its text.
+    /// The names are not all copied out of the list together: each would need more memory than its
+    /// text.
     #[test]
     fn a_list_is_read_up_to_the_limit_of_the_tree() {
         let mut list = b"a\0".repeat(MAX_TREE / NODE);

@@ -1,12 +1,12 @@
-//! Which waits look for input for a while before they sleep, learnt from how it went.
+//! Decides which waits look for input before they sleep, from the outcome of earlier looks.
 //!
-//! A sleep costs a wake-up, tens of microseconds, and a daemon on an idle processor answers
-//! sooner. Where it does not, looking is in vain, and on a busy machine it is worse than that: the
-//! thread that looks has used its share of the processor when the answer comes. So a look that
-//! saves no sleep makes the next ones rarer, down to one in 64 sleeps.
+//! A sleep costs a wake-up, tens of microseconds, and a daemon on an idle processor answers sooner.
+//! Where it does not, a look finds nothing, and on a busy machine it does harm: the thread that
+//! looks has used its share of the processor when the answer arrives. So a look that saves no sleep
+//! makes the next ones rarer, down to one in 64 sleeps.
 //!
-//! xen-vchan's searches (its `spin.rs`) are of memory: a look takes nanoseconds there, a system call
-//! here, which is why a short search and one without a clock have no place here.
+//! xen-vchan's searches (its `spin.rs`) are of memory: a look takes nanoseconds there and a system
+//! call here. So this module has no short search and none without a clock.
 //!
 //! No I/O, and no clock.
 
@@ -16,28 +16,28 @@ use std::time::Duration;
 pub(crate) const LIMIT: Duration = Duration::from_micros(50);
 /// The upper limit of every look.
 pub(crate) const GREATEST_LIMIT: Duration = Duration::from_secs(1);
-/// A look takes less; if it does not, another had the processor.
+/// A look takes less than this, unless another process had the processor.
 pub(crate) const SHARED: Duration = Duration::from_micros(10);
 /// At most this many sleeps (as a power of two) without a look.
 const MAX_PAUSE: u32 = 6;
 
-/// How a look went.
+/// The outcome of a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
     /// There was none, or no need for one.
     None,
     /// It saved a sleep.
     Saved,
-    /// Nothing came, or another had the processor meanwhile.
+    /// Nothing arrived, or another process had the processor meanwhile.
     InVain,
 }
 
 /// The outcome of the earlier looks of a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Spinner {
-    /// Looks in vain, less those that saved a sleep since.
+    /// Looks that found nothing, less those that saved a sleep since.
     misses: u32,
-    /// Sleeps to go without a look.
+    /// Sleeps left without a look.
     pause: u32,
 }
 
@@ -49,7 +49,7 @@ impl Spinner {
         looks
     }
 
-    /// A look is over.
+    /// Records the outcome of a look.
     pub(crate) fn handle_look(&mut self, look: Look) {
         match look {
             Look::None => {}

@@ -1,12 +1,12 @@
 //! The descriptor under a connection: how it is found, read and written.
 //!
-//! Two kinds behave differently, and [`Transport`] is where that ends:
+//! Two kinds behave differently, and only [`Transport`] distinguishes them:
 //!
 //! | | socket to the daemon | `/dev/xen/xenbus` |
 //! |---|---|---|
-//! | write | may be short, may say *not now*, `POLLOUT` follows | takes a whole message, may sleep; `POLLOUT` never comes |
-//! | several requests unanswered | as many as one likes | one: see [`Quirks::XENBUS`] |
-//! | a refused message | cannot be | `write` fails with the errno; the next one may succeed |
+//! | write | may be short or fail with `EAGAIN`, then `POLLOUT` follows | takes a whole message, may sleep; no `POLLOUT` |
+//! | several requests unanswered | any number | one: see [`Quirks::XENBUS`] |
+//! | a refused message | does not happen | `write` fails with the errno; the next one may succeed |
 //! | read | byte stream | byte stream, messages cut anywhere |
 
 use std::fs::File;
@@ -55,7 +55,7 @@ pub(crate) struct Transport {
     place: Option<Origin>,
 }
 
-/// A place that leads to the daemon, as often as it is asked.
+/// A place at which the daemon can be reached again, any number of times.
 #[derive(Clone, Debug)]
 pub(crate) enum Origin {
     Path(PathBuf),
@@ -78,11 +78,11 @@ impl Origin {
 /// The result of one write attempt.
 #[derive(Debug)]
 pub(crate) enum Written {
-    /// So many bytes.
+    /// This many bytes were written.
     Some(usize),
-    /// Nothing: wait for `POLLOUT`.
+    /// Nothing was written: wait for `POLLOUT`.
     NotNow,
-    /// Nothing, and nothing ever will be: the peer is gone.
+    /// Nothing was written, and nothing ever will be: the peer is gone.
     Gone,
     /// The device refused this message.
     Refused(i32),
@@ -105,7 +105,8 @@ impl Transport {
             }
         };
         if !is_socket {
-            // Sockets are asked per call; the device only knows the flag of the open file.
+            // For a socket each call sets non-blocking itself; the device has only the flag of the
+            // open file.
             let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(|errno| os("fcntl", errno))?;
             let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
             fcntl(&fd, FcntlArg::F_SETFL(flags)).map_err(|errno| os("fcntl", errno))?;
@@ -117,7 +118,7 @@ impl Transport {
         })
     }
 
-    /// The place that it can be opened from again.
+    /// Returns the place from which it can be opened again.
     ///
     /// # Errors
     ///
@@ -126,7 +127,7 @@ impl Transport {
         Ok(self.place.clone().ok_or(Invalid::NoPlace)?)
     }
 
-    /// Connects to a socket, or opens the kernel's device. Nothing is written to what is neither.
+    /// Connects to a socket, or opens the kernel's device. Nothing is written to any other file.
     ///
     /// Waits while the daemon's backlog is full.
     pub(crate) fn connect(path: &Path) -> Result<Self> {
@@ -151,7 +152,7 @@ impl Transport {
             } else {
                 return Err(Errno::ENOTSOCK.into());
             };
-            // Of the descriptor itself: the file may be another one by now.
+            // Checks the descriptor itself: the path may name another file by now.
             let transport = Self::from_fd(fd).map_err(|error| {
                 io::Error::from_raw_os_error(error.errno().unwrap_or(libc::EIO))
             })?;
@@ -164,7 +165,7 @@ impl Transport {
         })
     }
 
-    /// The store of the host that `xen` leads to.
+    /// Opens the store of the host of `xen`.
     pub(crate) fn open(xen: &Xen) -> Result<Self> {
         Self::open_with(xen, Self::connect)
     }
@@ -188,11 +189,11 @@ impl Transport {
         }
     }
 
-    /// The first of these places that answers.
+    /// Connects to the first of these places that answers.
     ///
-    /// If none does, the error is about the first one that exists, because that is where
-    /// something can be mended; if none exists, about `expected`. A daemon whose backlog is full
-    /// is there, and no other place is tried.
+    /// If none does, the error is about the first one that exists, because an administrator can
+    /// mend something there; if none exists, about `expected`. A daemon whose backlog is full
+    /// exists, and no other place is tried.
     fn first_of(
         places: &[&str],
         expected: &str,
@@ -270,17 +271,17 @@ impl Transport {
     }
 }
 
-/// A transport that threads sleep on.
+/// A transport on which threads sleep.
 #[derive(Debug)]
 pub(crate) struct Polled {
     renewal: Renewal,
-    /// Non-zero while an interruption was not seen.
+    /// Non-zero until an interruption was seen.
     interruption: EventFd,
 }
 
 #[derive(Debug)]
 enum Renewal {
-    /// Its end is the end of the connection.
+    /// The end of the transport is the end of the connection.
     Never(Transport),
     Possible(Renewable),
 }
@@ -322,7 +323,7 @@ impl Polled {
         })
     }
 
-    /// The same transport, to be replaced when it is lost.
+    /// Returns the same transport, to be replaced when it is lost.
     ///
     /// # Errors
     ///
@@ -346,7 +347,7 @@ impl Polled {
         })
     }
 
-    /// The transport; `None` while it is lost.
+    /// Calls `with` on the transport; returns `None` while it is lost.
     fn transport<T>(&self, with: impl FnOnce(&Transport) -> T) -> Option<T> {
         match &self.renewal {
             Renewal::Never(transport) => Some(with(transport)),
@@ -454,7 +455,7 @@ impl AsFd for Polled {
     }
 }
 
-/// The socket or device that the environment names, as libxenstore has it.
+/// Returns the socket or device that the environment names, as libxenstore does.
 pub(crate) fn path_from_environment() -> Option<PathBuf> {
     std::env::var_os("XENSTORED_PATH").map(PathBuf::from)
 }
@@ -482,10 +483,10 @@ impl AsFd for Transport {
     }
 }
 
-/// Looks for what `fds` wait for until it is there, `spin` or `deadline` has passed, or another had
-/// the processor.
+/// Looks until one of `fds` is ready, `spin` or `deadline` has passed, or another process had the
+/// processor.
 ///
-/// It does not yield: on a busy machine the processor would be away for milliseconds.
+/// It does not yield: on a busy machine the thread would lose the processor for milliseconds.
 fn look(
     fds: &mut [PollFd<'_>],
     deadline: Option<Instant>,
@@ -510,7 +511,8 @@ fn look(
     Ok(Look::InVain)
 }
 
-/// The time left in milliseconds, rounded up so that a poll never ends just before its deadline.
+/// Returns the time left in milliseconds, rounded up so that a poll never ends just before its
+/// deadline.
 fn timeout(deadline: Option<Instant>) -> PollTimeout {
     let Some(deadline) = deadline else {
         return PollTimeout::NONE;
@@ -573,7 +575,7 @@ mod tests {
         assert_eq!(error.errno(), Some(libc::ENOENT));
     }
 
-    /// A character device is used as the kernel's device is.
+    /// A character device is treated as the kernel's device.
     #[test]
     fn a_device_is_opened_and_not_waited_for() {
         let device = Transport::connect(Path::new("/dev/null")).unwrap();
@@ -595,7 +597,7 @@ mod tests {
         };
         assert_eq!(poll(&socket, Duration::ZERO), Look::None);
         assert_eq!(poll(&socket, spin), Look::InVain);
-        // It is not slept for: there is no deadline.
+        // The wait does not sleep for it: there is no deadline.
         theirs.write_all(b"x").unwrap();
         assert_eq!(socket.poll(false, None, spin).unwrap(), Look::None);
         let pty = nix::pty::openpty(None, None).unwrap();

@@ -9,20 +9,21 @@ use crate::error::{Error, Result};
 use crate::proto::Tx;
 use crate::request::{EndTransaction, Request, StartTransaction};
 
-/// How often [`Store::with_transaction`] tries.
+/// The most attempts of [`Store::with_transaction`].
 pub const MAX_ATTEMPTS: u32 = 64;
 /// The longest pause of [`Store::with_transaction`] between two attempts.
 pub const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// A pause is drawn from at most so many times the duration of the attempt before it.
+/// The span from which a pause is drawn, at most, in multiples of the duration of the attempt
+/// before it.
 const MAX_SPREAD: u32 = 64;
 
 /// A set of reads and changes that the daemon carries out as one, or refuses as one.
 ///
-/// It sees the store as it was at its start plus its own changes; nobody else sees those until
+/// It sees the store as it was at its start plus its own changes; no other client sees those until
 /// [`Transaction::commit`]. Dropped without a commit it is aborted, without waiting.
 ///
-/// A daemon allows each domain only a few at a time (10 by default in xenstored), and a long one
-/// is likely to meet a conflict: open late, commit soon.
+/// A daemon allows each domain only a few at a time (10 by default in xenstored), and a long one is
+/// likely to meet a conflict: open late, commit soon.
 #[derive(Debug)]
 #[must_use = "dropping a transaction aborts it"]
 #[doc(alias = "xs_transaction_t")]
@@ -50,12 +51,12 @@ impl Store {
         })
     }
 
-    /// Runs `body` in a transaction and commits it, again from the start for as long as it meets
-    /// conflicts, [`MAX_ATTEMPTS`] times at most.
+    /// Runs `body` in a transaction and commits it. After a conflict it starts again, up to
+    /// [`MAX_ATTEMPTS`] times.
     ///
-    /// After a conflict it pauses for a random time, so that clients in each other's way spread
-    /// out: less than the attempt took at first, twice as long a span after each further conflict,
-    /// up to 64 times what an attempt took and never more than [`MAX_PAUSE`].
+    /// After a conflict it pauses for a random time, so that conflicting clients spread out: less
+    /// than the attempt took at first, twice as long a span after each further conflict, up to 64
+    /// times what an attempt took and never more than [`MAX_PAUSE`].
     ///
     /// A transaction that is lost with its connection ([`Store::reconnecting`]) is begun again too,
     /// unless its commit was sent: then it may have been carried out, and the call fails with
@@ -98,7 +99,7 @@ impl Store {
     }
 }
 
-/// Returns the result of `with_transaction` after its attempt number `attempt`; `None` if it is to
+/// Returns the result of `with_transaction` after its attempt number `attempt`; `None` if it must
 /// try again. An outcome of `None` is a conflict at the commit.
 pub(crate) fn settle<T>(attempt: u32, outcome: Result<Option<T>>) -> Option<Result<T>> {
     match outcome {
@@ -110,28 +111,28 @@ pub(crate) fn settle<T>(attempt: u32, outcome: Result<Option<T>>) -> Option<Resu
     }
 }
 
-/// How long to stay away after so many conflicts, the last of which took `took`.
+/// Returns how long to pause after this many conflicts, the last of which took `took`.
 pub(crate) fn pause(conflicts: u32, took: Duration) -> Duration {
     let spread = 2_u32.saturating_pow(conflicts - 1).min(MAX_SPREAD);
     let span = took.saturating_mul(spread).min(MAX_PAUSE);
     span.mul_f64(chance())
 }
 
-/// A number at random, at least 0 and below 1.
+/// Returns a random number, at least 0 and below 1.
 pub(crate) fn chance() -> f64 {
-    // The standard library's only source of chance; each state is another one.
+    // The standard library's only source of randomness; each state is another one.
     let chance = RandomState::new().hash_one(0_u8) >> 32;
     chance as f64 / 2_f64.powi(32)
 }
 
 impl Transaction {
-    /// Carries out the changes. `false` means that others changed what this transaction used and
-    /// *nothing* was carried out: begin a new one.
+    /// Carries out the changes. Returns `false` if another client changed what this transaction
+    /// used: *nothing* was carried out then, so begin a new one.
     ///
     /// # Errors
     ///
-    /// [`Error::Daemon`] other than `EAGAIN`; after [`Error::TimedOut`] it is not known whether
-    /// the changes were carried out.
+    /// [`Error::Daemon`] other than `EAGAIN`. After [`Error::TimedOut`] the changes may or may not
+    /// have been carried out.
     #[must_use = "`false` means that nothing was carried out"]
     #[doc(alias = "xs_transaction_end")]
     pub fn commit(mut self) -> Result<bool> {
@@ -139,12 +140,12 @@ impl Transaction {
         self.end(true)
     }
 
-    /// Gives the changes up, and waits until the daemon has done so. A drop does the same
-    /// without waiting.
+    /// Discards the changes, and waits until the daemon has done so. A drop does the same without
+    /// waiting.
     ///
     /// # Errors
     ///
-    /// [`Error::Daemon`] if the daemon no longer knows the transaction.
+    /// [`Error::Daemon`] if the daemon no longer has the transaction.
     pub fn abort(mut self) -> Result<()> {
         self.live = false;
         self.end(false).map(drop)

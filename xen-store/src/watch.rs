@@ -1,4 +1,4 @@
-//! Watches: being told of changes.
+//! Watches: notification of changes.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, OnceLock};
@@ -16,10 +16,10 @@ use crate::request::{Request, SetWatch, Unwatch, takes_depth};
 
 /// A watch on a path and everything below it.
 ///
-/// The first event comes at once, for the watched path itself, whether it exists or not: so *set
-/// the watch, then look* at every event, and nothing is missed. Events may come without a
-/// change. They never wait in the way of other requests and are never dropped; see
-/// [`WatchEvent::rescan`] for what happens if many pile up.
+/// The first event arrives immediately, for the watched path itself, whether it exists or not: so
+/// *set the watch, then look* at every event, and nothing is missed. Events may arrive without a
+/// change. They never hold up other requests and are never dropped; see [`WatchEvent::rescan`] for
+/// what happens when many accumulate.
 ///
 /// Dropping it withdraws the watch, without waiting.
 #[doc(alias = "xs_unwatch")]
@@ -37,34 +37,34 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Daemon`](crate::Error::Daemon): `E2BIG` or `ENOSPC` too many watches, `EACCES`
-    /// no right to a special path.
+    /// [`Error::Daemon`](crate::Error::Daemon): `E2BIG` or `ENOSPC` for too many watches, `EACCES`
+    /// without the right to a special path.
     #[doc(alias = "xs_watch")]
     pub fn watch(&self, path: &str) -> Result<Watch> {
         self.watch_with(path, None, None)
     }
 
-    /// As [`Store::watch`], for changes at most `depth` levels below `path` only.
+    /// As [`Store::watch`], only for changes at most `depth` levels below `path`.
     ///
-    /// The daemon is asked for its features first, because an older one may ignore the depth.
+    /// Requests the daemon's features first, because an older one may ignore the depth.
     ///
     /// # Errors
     ///
-    /// As [`Store::watch`]; [`Error::NotOffered`] by a daemon without the feature WATCHDEPTH (Xen
-    /// 4.21 and later have it), and by the kernel's device, which does not pass the depth on.
+    /// As [`Store::watch`]; [`Error::NotOffered`] from a daemon without the feature WATCHDEPTH (Xen
+    /// 4.21 and later have it), and from the kernel's device, which does not pass the depth on.
     pub fn watch_depth(&self, path: &str, depth: u32) -> Result<Watch> {
         StorePath::new(path)?;
         self.check_depth()?;
         self.watch_with(path, Some(depth), None)
     }
 
-    /// Fails unless the connection and the daemon take the depth of a watch.
+    /// Fails unless the connection and the daemon support the depth of a watch.
     pub(crate) fn check_depth(&self) -> Result<()> {
         self.mux.passes_depth()?;
         takes_depth(self.features())
     }
 
-    /// A watch by itself, or one whose events are those of a set.
+    /// Sets a single watch, or one whose events are those of a set.
     pub(crate) fn watch_with(
         &self,
         path: &str,
@@ -95,7 +95,7 @@ impl Store {
         }
     }
 
-    /// The descriptor of a watch or of a set.
+    /// Returns the descriptor of a watch or of a set.
     pub(crate) fn poll_fd_of<'a>(
         &self,
         id: WatchId,
@@ -114,17 +114,17 @@ impl Store {
         Ok((**ready_fd).as_fd())
     }
 
-    /// Waits until `check` gives a value, asking it again whenever something at or below `path`
-    /// changed; `Ok(None)` once `deadline` has passed.
+    /// Waits until `check` returns a value, calling it again whenever something at or below `path`
+    /// changed; returns `Ok(None)` once `deadline` has passed.
     ///
     /// `check` gets the store and may look at any number of nodes; those outside `path` do not
-    /// cause another look. Requests it makes through the handle it gets end with the deadline too.
-    /// If the deadline has passed at the call, `check` is asked once, without a watch, and the
-    /// daemon has [`LOOK_ONCE`](crate::LOOK_ONCE) to answer it.
+    /// cause another look. Requests it makes through that handle end with the deadline too. If the
+    /// deadline has passed at the call, `check` is called once, without a watch, and the daemon has
+    /// [`LOOK_ONCE`](crate::LOOK_ONCE) to answer it.
     ///
     /// # Errors
     ///
-    /// The error of `check`; those of [`Store::watch`]. A store that goes away ends the wait.
+    /// The error of `check`; those of [`Store::watch`]. The end of the connection ends the wait.
     pub fn wait_until<T>(
         &self,
         path: &str,
@@ -138,7 +138,7 @@ impl Store {
     }
 
     /// Runs `wait` with a handle whose requests end at the deadline. If that has passed, `wait`
-    /// gets none and looks once.
+    /// gets no deadline and looks once.
     pub(crate) fn within<T>(
         &self,
         deadline: Deadline,
@@ -168,12 +168,13 @@ impl Store {
     ) -> Result<Option<T>> {
         let watch = self.watch(path)?;
         while watch.next(deadline)?.is_some() {
-            // One look answers the events there are. No more of them: others may keep coming.
+            // One look answers all events in memory. Others may keep arriving, so only those are
+            // taken.
             watch.forget_events()?;
             if let Some(value) = check(self)? {
                 return Ok(Some(value));
             }
-            // `next` returns an event that has arrived whatever the time is.
+            // `next` returns an event that has arrived even if the deadline has passed.
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 break;
             }
@@ -181,8 +182,8 @@ impl Store {
         Ok(None)
     }
 
-    /// Waits until `check` gives a value, asking it again whenever the node at `path` may have
-    /// changed; `Ok(None)` once `deadline` has passed.
+    /// Waits until `check` returns a value, calling it again whenever the node at `path` may have
+    /// changed; returns `Ok(None)` once `deadline` has passed.
     ///
     /// `check` gets the node's value, or `None` while it does not exist.
     ///
@@ -218,13 +219,14 @@ impl Watch {
         &self.path
     }
 
-    /// Waits for the next event; `Ok(None)` once `deadline` has passed, never with `None`.
+    /// Waits for the next event; returns `Ok(None)` once `deadline` has passed, and never if it is
+    /// `None`.
     ///
     /// With a deadline that has passed the connection is read once, without waiting.
     ///
     /// # Errors
     ///
-    /// Why the connection is finished. Events that came before are given out first.
+    /// Why the connection is finished. Events that arrived before are returned first.
     #[doc(alias = "xs_read_watch")]
     pub fn next(&self, deadline: impl Into<Deadline>) -> Result<Option<WatchEvent>> {
         let key = Ready::Event(self.id);
@@ -249,7 +251,7 @@ impl Watch {
         self.take(&mut state).transpose()
     }
 
-    /// Takes the events that are in memory, without a look at the connection.
+    /// Takes the events that are in memory, without reading the connection.
     fn forget_events(&self) -> Result<()> {
         let mut state = self.store.mux.enter()?;
         while let Some(event) = self.take(&mut state) {
@@ -258,14 +260,14 @@ impl Watch {
         Ok(())
     }
 
-    /// Returns a descriptor to poll for input: readable whenever [`Watch::try_next`] may have
-    /// something, no matter which thread reads the connection.
+    /// Returns a descriptor to poll for input: readable whenever [`Watch::try_next`] may return an
+    /// event, no matter which thread reads the connection.
     ///
     /// It is the same on every call and closed with the watch.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`](crate::Error::Os) if the descriptors for it cannot be made.
+    /// [`Error::Os`](crate::Error::Os) if a system call for the descriptors fails.
     #[doc(alias = "xs_fileno")]
     pub fn poll_fd(&self) -> Result<BorrowedFd<'_>> {
         self.store.poll_fd_of(self.id, &self.ready_fd)

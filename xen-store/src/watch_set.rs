@@ -16,7 +16,7 @@ use crate::ready_fd::ReadyFd;
 use crate::transport::lock;
 use crate::watch::Watch;
 
-/// Watches of many paths, which come and go, with one queue: see [`Store::watch_set`].
+/// Watches of many paths, added and removed at any time, with one queue: see [`Store::watch_set`].
 ///
 /// Dropping it withdraws all of them, without waiting.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl<W> Members<W> {
     }
 
     pub(crate) fn insert(&self, path: &str, watch: W) {
-        // Of two that were set at the same time one is withdrawn, without the lock.
+        // If two were set at the same time, one is withdrawn, without the lock.
         let other = lock(&self.0).insert(path.into(), watch);
         drop(other);
     }
@@ -70,8 +70,8 @@ impl<W> Members<W> {
 }
 
 impl Store {
-    /// Makes an empty set of watches. Their events come from one queue, in which the watches take
-    /// turns.
+    /// Makes an empty set of watches. Their events are returned from one queue, in which the
+    /// watches take turns.
     ///
     /// # Errors
     ///
@@ -112,7 +112,7 @@ impl WatchSet {
         self.add_with(path, None)
     }
 
-    /// As [`WatchSet::add`], for changes at most `depth` levels below `path` only.
+    /// As [`WatchSet::add`], only for changes at most `depth` levels below `path`.
     ///
     /// # Errors
     ///
@@ -143,8 +143,8 @@ impl WatchSet {
         self.members.paths()
     }
 
-    /// Waits for the next event of any watch. Returns the watched path with it; `Ok(None)` once
-    /// `deadline` has passed, never without one.
+    /// Waits for the next event of any watch. Returns the watched path with it, or `Ok(None)` once
+    /// `deadline` has passed, and never without a deadline.
     ///
     /// With a deadline that has passed the connection is read once, without waiting.
     ///
@@ -183,7 +183,7 @@ impl WatchSet {
     }
 
     /// Returns a descriptor to poll for input, as [`Watch::poll_fd`]: readable whenever
-    /// [`WatchSet::try_next`] may have something.
+    /// [`WatchSet::try_next`] may return an event.
     ///
     /// # Errors
     ///

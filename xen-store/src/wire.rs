@@ -27,7 +27,7 @@ pub const REL_PATH_MAX: usize = 2048;
 
 /// The type of a message (`enum xsd_sockmsg_type`).
 ///
-/// A newtype, not an enum: the other side may send numbers this crate does not know.
+/// A newtype, not an enum: the other side may send numbers that are unknown to this crate.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MsgType(pub u32);
 
@@ -109,7 +109,7 @@ impl Header {
     /// Size of a header in bytes.
     pub const SIZE: usize = 16;
 
-    /// Returns the header as it goes over the wire.
+    /// Returns the header as sent on the wire.
     #[must_use]
     pub fn to_bytes(self) -> [u8; Self::SIZE] {
         let mut out = [0; Self::SIZE];
@@ -159,7 +159,7 @@ pub struct TooLong {
 }
 
 impl Message {
-    /// Returns the message as it goes over the wire.
+    /// Returns the message as sent on the wire.
     ///
     /// # Errors
     ///
@@ -169,7 +169,7 @@ impl Message {
     }
 }
 
-/// Lays out one message whose payload is the concatenation of `parts`.
+/// Encodes one message whose payload is the concatenation of `parts`.
 ///
 /// # Errors
 ///
@@ -222,8 +222,8 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// [`TooLong`] if a header claims more than [`PAYLOAD_MAX`] bytes. The decoder gives the same
-    /// answer when called again, until [`Decoder::skip_payload`] was called.
+    /// [`TooLong`] if a header claims more than [`PAYLOAD_MAX`] bytes. The decoder returns the same
+    /// error again until [`Decoder::skip_payload`] was called.
     pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<Message>, TooLong> {
         let skipped = self.skip.min(input.len());
         *input = &input[skipped..];
@@ -267,10 +267,10 @@ impl Decoder {
     }
 
     /// After [`TooLong`]: drops exactly the claimed number of bytes from the following input,
-    /// without keeping any, and goes on with the message behind them. Returns the header of the
+    /// without keeping any, and continues with the message behind them. Returns the header of the
     /// message that is dropped.
     ///
-    /// `None`, without effect, if the last call of [`Decoder::next`] did not fail.
+    /// Returns `None`, without effect, if the last call of [`Decoder::next`] did not fail.
     pub fn skip_payload(&mut self) -> Option<Header> {
         if self.header_have < Header::SIZE || self.body.is_some() {
             return None;

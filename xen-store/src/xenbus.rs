@@ -10,7 +10,7 @@
 //!   has it back                       6          6               waits for 1
 //! ```
 //!
-//! The caller reads and writes the nodes, watches the peer's, and knows the time:
+//! The caller reads and writes the nodes, watches the peer's, and passes the time:
 //!
 //! | | call |
 //! |---|---|
@@ -39,14 +39,14 @@
 //! # What the peer can do
 //!
 //! It can write any value at any time. A value that is no state is [`XenbusState::Unknown`]. A
-//! backend reads a frontend's state once in 20 ms at most, and writes its own once for each state
-//! read; a frontend that keeps writing is looked at less and less often, down to once a second. No
-//! sequence of states makes either end connect twice without a disconnect.
+//! backend reads a frontend's state at most once in 20 ms, and writes its own once for each state
+//! read. If a frontend keeps writing, the backend looks less and less often, down to once a second.
+//! No sequence of states makes either end connect twice without a disconnect.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// The state of one end of a device, as its node `state` has it: `enum xenbus_state` of Xen's
+/// The state of one end of a device, as in its node `state`: `enum xenbus_state` of Xen's
 /// public/io/xenbus.h.
 #[doc(alias = "xenbus_state")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -129,24 +129,24 @@ impl fmt::Display for XenbusState {
     }
 }
 
-/// The least time between two looks at the frontend's nodes. A frontend writes to them as fast as
-/// it can, and a look costs the store a read, and a transaction if the backend's state follows.
+/// The least time between two looks at the frontend's nodes. A frontend can write to them without
+/// pause, and each look costs the store a read, and a transaction if the backend's state follows.
 const LOOK_MIN: Duration = Duration::from_millis(20);
-/// The pause grows up to this with looks that come closer than it: a frontend is done after a few.
+/// The pause grows up to this while looks are closer together than it: a frontend needs only a few.
 const LOOK_MAX: Duration = Duration::from_secs(1);
-/// So many looks have the shortest pause.
+/// The number of looks with the shortest pause.
 const FREE_LOOKS: u32 = 16;
 
-/// A step that a backend has to take with the ring.
+/// A step that a backend must take with the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BackendAction {
     /// Connect to what the frontend has published, then call
     /// [`handle_connected`](BackendHandshake::handle_connected) or
-    /// [`handle_refused`](BackendHandshake::handle_refused); neither, if not all of it is there
+    /// [`handle_refused`](BackendHandshake::handle_refused). Call neither if not all of it is there
     /// yet.
     Connect,
-    /// The frontend wants its ring back: unmap it, then call
+    /// The frontend requests its ring back: unmap it, then call
     /// [`handle_disconnected`](BackendHandshake::handle_disconnected).
     Disconnect,
 }
@@ -160,13 +160,13 @@ pub struct BackendHandshake {
     connected: bool,
     /// The frontend has published and no attempt was made since that state was read.
     offered: bool,
-    /// The frontend wants the ring back.
+    /// The frontend requests the ring back.
     closing: bool,
     /// The frontend must leave its state before another connection is tried.
     refused: bool,
     /// No look at the nodes before this.
     next: Instant,
-    /// Looks that came in a row without a pause of [`LOOK_MAX`] before them.
+    /// Consecutive looks without a pause of [`LOOK_MAX`] before them.
     looks: u32,
     /// Something may have changed since the nodes were looked at.
     stale: bool,
@@ -209,12 +209,12 @@ impl BackendHandshake {
         self.stale
     }
 
-    /// Takes note that the frontend's nodes may have changed: its watch has fired.
+    /// Records that the frontend's nodes may have changed: its watch has fired.
     pub fn handle_change(&mut self) {
         self.stale = true;
     }
 
-    /// Returns whether the frontend's state is to be read now and given to
+    /// Returns whether the caller must read the frontend's state now and pass it to
     /// [`handle_state`](Self::handle_state).
     pub fn poll_look(&mut self, now: Instant) -> bool {
         // Before the ring is unmapped, the frontend's state makes no difference.
@@ -245,7 +245,7 @@ impl BackendHandshake {
         let theirs = theirs.unwrap_or(XenbusState::Unknown);
         self.offered = false;
         if self.connected {
-            // `Initialising`: it closed and began anew between two looks.
+            // `Initialising`: it closed and began again between two looks.
             self.closing |= theirs.has_ended()
                 || matches!(theirs, XenbusState::Unknown | XenbusState::Initialising);
             return;
@@ -273,27 +273,28 @@ impl BackendHandshake {
         std::mem::take(&mut self.offered).then_some(BackendAction::Connect)
     }
 
-    /// The ring is connected.
+    /// Records that the ring is connected.
     pub fn handle_connected(&mut self) {
         (self.connected, self.closing) = (true, false);
         self.set(XenbusState::Connected);
     }
 
-    /// Reports that the frontend's nodes cannot be connected to, or that the frontend broke its
-    /// ring, which is unmapped now. No other attempt follows until it closes or begins anew.
+    /// Records that the frontend's nodes cannot be connected to, or that the frontend violated its
+    /// ring's rules and the ring is unmapped now. No other attempt follows until it closes or
+    /// begins again.
     pub fn handle_refused(&mut self) {
         (self.connected, self.closing, self.refused) = (false, false, true);
         self.set(XenbusState::Closing);
     }
 
-    /// Reports that the ring is unmapped.
+    /// Records that the ring is unmapped.
     pub fn handle_disconnected(&mut self) {
         (self.connected, self.closing, self.stale) = (false, false, true);
         self.set(XenbusState::Closed);
     }
 
-    /// Returns the state to write into the backend's node, if it changed. A write that fails has to
-    /// be repeated by the caller.
+    /// Returns the state to write into the backend's node, if it changed. The caller must repeat a
+    /// write that fails.
     pub fn poll_write(&mut self) -> Option<XenbusState> {
         std::mem::take(&mut self.unwritten).then_some(self.state)
     }
@@ -304,7 +305,7 @@ impl BackendHandshake {
     }
 }
 
-/// A step that a frontend has to take with its ring.
+/// A step that a frontend must take with its ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FrontendAction {
@@ -327,21 +328,21 @@ pub struct FrontendHandshake {
     state: XenbusState,
     unwritten: bool,
     theirs: XenbusState,
-    /// The backend was in a state that it has not ended in, so that its end is of this connection.
+    /// The backend was in a state that is not an end, so that its next end is of this connection.
     alive: bool,
     /// [`FrontendAction::Publish`] was returned.
     asked: bool,
-    /// When the backend need not be waited for any more.
+    /// When the frontend stops waiting for the backend.
     deadline: Option<Instant>,
     expired: bool,
 }
 
 impl FrontendHandshake {
-    /// Starts with the state that the frontend's own node has, `None` if there is none.
+    /// Starts with the state in the frontend's own node, `None` if there is none.
     ///
     /// # Errors
     ///
-    /// [`InUse`]: somebody else, such as the kernel, is the frontend.
+    /// [`InUse`]: another program, or the kernel, is the frontend.
     pub fn new(own: Option<XenbusState>) -> Result<Self, InUse> {
         let own = own.unwrap_or_default();
         match own {
@@ -383,9 +384,9 @@ impl FrontendHandshake {
         self.state == XenbusState::Connected && !self.theirs.has_ended()
     }
 
-    /// The ring's nodes are written, or will be in one transaction with the state that
-    /// [`poll_write`](Self::poll_write) returns. A frontend that has nothing to learn from the
-    /// backend's nodes need not wait for [`FrontendAction::Publish`].
+    /// Records that the ring's nodes are written, or will be in one transaction with the state that
+    /// [`poll_write`](Self::poll_write) returns. A frontend that needs nothing from the backend's
+    /// nodes need not wait for [`FrontendAction::Publish`].
     pub fn handle_published(&mut self) {
         if self.state == XenbusState::Initialising {
             (self.state, self.unwritten) = (XenbusState::Initialised, true);
@@ -393,7 +394,7 @@ impl FrontendHandshake {
     }
 
     /// Takes the backend's state, `None` if there is no such node. A value that is no state changes
-    /// nothing. A backend that has ended already is taken to have served another frontend, until
+    /// nothing. A backend that has ended already is assumed to have served another frontend, until
     /// another state of it is seen.
     pub fn handle_state(&mut self, theirs: Option<XenbusState>) {
         match theirs {
@@ -432,24 +433,26 @@ impl FrontendHandshake {
         }
     }
 
-    /// Returns when to call [`handle_timeout`](Self::handle_timeout): only while it closes.
+    /// Returns when to call [`handle_timeout`](Self::handle_timeout); only a frontend that closes
+    /// has such a time.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.deadline.filter(|_| !self.expired && !self.is_done())
     }
 
-    /// Takes note of the time.
+    /// Records that time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.expired |= self.deadline.is_some_and(|deadline| deadline <= now);
     }
 
-    /// Returns the next state to write into the frontend's node, if there is one. A write that
-    /// fails has to be repeated by the caller.
+    /// Returns the next state to write into the frontend's node, if there is one. The caller must
+    /// repeat a write that fails.
     pub fn poll_write(&mut self) -> Option<XenbusState> {
         if std::mem::take(&mut self.unwritten) {
             return Some(self.state);
         }
-        // Some backends unmap the ring and go to `Closed` at once, others take both steps with us.
+        // Some backends unmap the ring and change to `Closed` directly, others take both steps with
+        // us.
         let over = self.has_peer_ended() || self.expired;
         if self.state == XenbusState::Closing && over {
             self.state = XenbusState::Closed;

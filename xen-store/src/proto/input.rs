@@ -29,21 +29,21 @@ impl Connection {
     }
 
     /// Takes a header that claims `len` payload bytes, more than the protocol allows. The payload
-    /// of a reply is skipped as it comes in.
+    /// of a reply is skipped as it arrives.
     pub(super) fn accept_too_long(&mut self, len: usize) -> Result<(), ProtocolError> {
         let violation = ProtocolError::TooLong { len };
         if len > MAX_SKIPPED {
             return Err(violation);
         }
         let header = self.decoder.skip_payload().ok_or(violation)?;
-        // An event without its token could be about any watch; no daemon makes one that long.
+        // An event without its token could be about any watch; no daemon sends one that long.
         let id = self
             .outstanding(header.kind, header.req_id)
             .map_err(|_| violation)?;
         self.answer(id, Outcome::TooLong(len))
     }
 
-    /// The unanswered request that a reply of this type with this id is about.
+    /// Returns the unanswered request that a reply of this type with this id is about.
     fn outstanding(&self, got: MsgType, req_id: u32) -> Result<u32, ProtocolError> {
         let id = match req_id {
             0 if self.quirks.anonymous_watch_replies && is_watch_op(got) => {
@@ -63,8 +63,8 @@ impl Connection {
         Ok(id)
     }
 
-    /// The daemon answered `id`, and nothing else of what came before is answered out of order
-    /// without limit.
+    /// Records that the daemon answered `id`. Fails when too many earlier requests are still
+    /// unanswered.
     fn answer(&mut self, id: u32, outcome: Outcome) -> Result<(), ProtocolError> {
         if let Some(seq) = self.finish(id, outcome) {
             self.newest_answer = self.newest_answer.max(seq);
@@ -76,7 +76,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Hands an outcome to whoever waits, or gives back what nobody wants any more. Returns the
+    /// Gives an outcome to the waiter, or gives back what no caller wants any more. Returns the
     /// place of the request in their order.
     pub(super) fn finish(&mut self, id: u32, outcome: Outcome) -> Option<u64> {
         self.answered(id);
@@ -106,7 +106,8 @@ impl Connection {
         Some(seq)
     }
 
-    /// A watch is set again, or the daemon refuses that and its reader gets the error.
+    /// Records that a watch is set again, or that the daemon refuses that; its reader then gets the
+    /// error.
     fn finish_renewal(&mut self, watch: WatchId, outcome: &Outcome) {
         let code = match outcome {
             Outcome::Reply(_) | Outcome::Lost { .. } => return,
@@ -119,14 +120,14 @@ impl Connection {
         }
     }
 
-    /// Returns what a request was granted whose requester is gone.
+    /// Gives back what a request was granted after its requester had gone.
     pub(super) fn give_back(
         &mut self,
         kind: MsgType,
         watch: Option<(WatchId, Box<str>)>,
         payload: &[u8],
     ) {
-        // Both requests are far below any length limit, so only a finished connection can refuse
+        // Both requests are far below any length limit, so only a finished connection can reject
         // them, and then the daemon takes everything back by itself.
         if let Some((watch, path)) = watch {
             let token = Self::token(watch);
@@ -139,7 +140,7 @@ impl Connection {
         }
     }
 
-    /// Ends a transaction that nobody will end.
+    /// Aborts a transaction that no other request will end.
     pub(super) fn abort(&mut self, tx_id: u32) {
         // As above.
         drop(self.send_detached(MsgType::TRANSACTION_END, tx_id, &[b"F\0"]));
@@ -155,7 +156,7 @@ impl Connection {
             });
         };
         let id = super::watch_of(token);
-        // An unknown token is an event that was under way when its watch was withdrawn.
+        // An unknown token is an event that was in flight when its watch was withdrawn.
         if let Some((id, queue)) = id.and_then(|id| Some((id, self.watches.get_mut(&id)?))) {
             let was_empty = queue.is_empty();
             queue.push(std::str::from_utf8(path).ok());

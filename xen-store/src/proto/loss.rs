@@ -12,7 +12,7 @@ use crate::request::Encoded;
 use crate::wire::{Decoder, MsgType, strings};
 
 impl Connection {
-    /// The transport ended, and another may follow.
+    /// Records that the transport ended and another may follow.
     pub(super) fn lose(&mut self, failure: Failure, repeat: Repeat) {
         if self.failure.is_some() || self.loss.is_some() {
             return;
@@ -42,7 +42,7 @@ impl Connection {
         };
         match pending.slot {
             Slot::Done(_) => return,
-            // Nobody waits for these, and the daemon has forgotten what they are about.
+            // No caller waits for these, and the daemon has forgotten what they are about.
             Slot::Abandoned { .. } | Slot::Renewal(_) => {
                 self.pending.remove(&id);
                 return;
@@ -74,8 +74,8 @@ impl Connection {
         self.ready.push_back(Ready::Reply(RequestId(id)));
     }
 
-    /// A new transport is there, which differs by `quirks`. The granted watches are set again
-    /// first, then requests are sent. Does nothing unless the connection is lost.
+    /// Records that there is a new transport, which differs by `quirks`. The granted watches are
+    /// set again first, then requests are sent. Does nothing unless the connection is lost.
     pub fn handle_reconnected(&mut self, quirks: Quirks) {
         if self.loss.take().is_none() {
             return;
@@ -100,7 +100,8 @@ impl Connection {
         self.outgoing = renewals;
     }
 
-    /// The message that sets a watch again. Its reader learns that changes may have been missed.
+    /// Returns the message that sets a watch again. Its reader is notified that changes may have
+    /// been missed.
     fn renew(&mut self, watch: WatchId) -> Option<Outgoing> {
         let id = self.fresh_id();
         let queue = self.watches.get_mut(&watch.0)?;
@@ -110,7 +111,7 @@ impl Connection {
         queue.refused = None;
         queue.push_reconnected();
         self.announce_event(watch);
-        // It goes out before requests that were made earlier, and overtakes none of them.
+        // It is sent before requests that were made earlier, and overtakes none of them.
         let seq = 0;
         self.pending.insert(
             id,
@@ -132,7 +133,7 @@ impl Connection {
         })
     }
 
-    /// Notes what a WATCH asks for, to ask for it again on the next connection.
+    /// Records what a WATCH requests, to request it again on the next connection.
     pub(super) fn note_registration(&mut self, message: &Encoded) -> Option<WatchId> {
         if message.kind() != MsgType::WATCH {
             return None;

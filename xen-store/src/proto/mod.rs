@@ -1,57 +1,57 @@
 //! One client connection as a state machine: bytes and requests in, bytes and answers out.
 //!
-//! No descriptor, no clock, no lock: the drivers ([`Store`](crate::Store), and `tokio::Store`
-//! with feature `tokio`) bring those. Five kinds of method:
+//! No descriptor, no clock, no lock: the drivers ([`Store`](crate::Store), and `tokio::Store` with
+//! feature `tokio`) provide those. Five kinds of method:
 //!
 //! * *commands* by the user: [`Connection::submit`], [`Connection::request`],
 //!   [`Connection::cancel`], [`Connection::add_watch`], [`Connection::remove_watch`];
-//! * *outputs* to be written: [`Connection::poll_outgoing`] until it is empty, handing back with
-//!   [`Connection::put_back`] what a short write left;
+//! * *outputs* to be written: [`Connection::poll_outgoing`] until it is empty, with
+//!   [`Connection::put_back`] for the rest of a short write;
 //! * *inputs*: [`Connection::handle_input`] with whatever was read, [`Connection::handle_failure`]
 //!   when the transport ended, [`Connection::handle_rejection`] when it refused one message;
 //! * *answers*: [`Connection::poll_reply`], [`Connection::poll_event`];
-//! * *notices*: [`Connection::poll_ready`], which names each answer that somebody may be waiting
+//! * *notices*: [`Connection::poll_ready`], which names each answer that a caller may be waiting
 //!   for. After any other method there may be some; the end of the connection is one of them.
 //!
 //! # Guarantees
 //!
 //! * Every request that is not cancelled gets exactly one answer: the reply, or the reason why
-//!   none will come.
+//!   there is none.
 //! * A reply is matched by its id and must have the type of the request; anything else is a
 //!   [`ProtocolError`](crate::ProtocolError) and ends the connection.
 //! * A reply longer than the protocol allows ends its request with [`Error::TooLong`]; its bytes
 //!   are skipped and not kept. Only a length above [`MAX_SKIPPED`] ends the connection.
-//! * Watch events never wait for their reader and never hold up a reply; see
-//!   [`WatchEvent`] for how they are merged.
+//! * Watch events never wait for their reader and never hold up a reply; see [`WatchEvent`] for how
+//!   they are merged.
 //! * Memory is bounded by what the user holds at the same time (requests, watches, transactions)
 //!   and by [`MAX_UNANSWERED`], not by what the daemon sends or leaves unanswered.
-//! * A transaction or watch that was granted after its requester gave up is given back.
-//! * Where the transport wants it ([`Quirks::one_at_a_time`]), nothing is handed out to be written
-//!   while a request is unanswered, whether anyone waits for the answer or not.
+//! * A transaction or watch that was granted after its requester cancelled is given back.
+//! * Where the transport requires it ([`Quirks::one_at_a_time`]), nothing is returned for writing
+//!   while a request is unanswered, whether or not a caller waits for the answer.
 //!
 //! # A connection that is made again
 //!
 //! After [`Connection::survive`] the end of the transport is a *loss* and does not finish the
-//! connection. [`Ready::Lost`] is announced, nothing is handed out to be written, and requests may
-//! be made. With the next transport, [`Connection::handle_reconnected`] sets the granted watches
+//! connection. [`Ready::Lost`] is announced, nothing is returned for writing, and requests may be
+//! made. With the next transport, [`Connection::handle_reconnected`] sets the granted watches
 //! again, before anything else is sent, and gives each an event with
 //! [`WatchEvent::reconnected`](crate::WatchEvent::reconnected). Requests that were pending at the
-//! loss end with [`Error::Lost`] or are sent again: see [`Repeat`]. Transactions
-//! end with their connection; the numbers of later ones may be the same.
+//! loss end with [`Error::Lost`] or are sent again: see [`Repeat`]. Transactions end with their
+//! connection; the numbers of later ones may be the same.
 //!
 //! # Requests that were given up
 //!
-//! A request that was sent and then cancelled (its deadline passed, its future was dropped), or
-//! that nobody waits for (an abort, an unwatch), stays known until its answer was read. Giving up
-//! is healthy use and says nothing about the daemon, however often it happens. Two bounds keep a
+//! A request may be sent and then cancelled (its deadline passed, its future was dropped), or sent
+//! without a waiter (an abort, an unwatch). It is kept until its answer was read. Giving up is
+//! healthy use, however often it happens, and is no evidence about the daemon. Two bounds keep a
 //! daemon that does not answer from filling the memory, and neither uses a clock:
 //!
 //! * *Back-pressure*: while [`MAX_UNANSWERED`] such requests are unanswered, nothing more is
-//!   handed out to be written. New requests wait in the queue, are taken out whole if they are
-//!   cancelled there, and go out as answers are read.
+//!   returned for writing. New requests wait in the queue, are removed whole if they are cancelled
+//!   there, and are sent as answers are read.
 //! * *Overtaking*: xenstored and oxenstored answer one connection in order. When more than
 //!   [`MAX_OVERTAKEN`] given-up requests are still unanswered although requests made after them
-//!   were answered, these answers will not come:
+//!   were answered, these answers will never arrive:
 //!   [`ProtocolError::Unresponsive`](crate::ProtocolError::Unresponsive) ends the connection.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -72,25 +72,25 @@ mod types;
 pub(crate) use types::Tx;
 pub use types::{Failure, Outgoing, Quirks, Ready, RequestId, WatchId};
 
-/// Requests given up after they were sent and not answered yet, at which no more are sent.
+/// Sending stops at this many requests that were given up after they were sent and are unanswered.
 pub const MAX_UNANSWERED: usize = 1024;
-/// Requests given up and still unanswered, although later ones were answered, that are tolerated.
+/// The number of given-up requests that may be unanswered although later ones were answered.
 pub const MAX_OVERTAKEN: usize = 512;
 /// Payload bytes of the longest message that is skipped and does not end the connection.
 ///
-/// oxenstored answers DIRECTORY with all names in one message, whatever the protocol's limit. A
-/// list of this length names some hundred thousand nodes.
+/// oxenstored answers DIRECTORY with all names in one message, regardless of the protocol's limit.
+/// A list of this length names some hundred thousand nodes.
 pub const MAX_SKIPPED: usize = 16 << 20;
 
 #[derive(Debug)]
 enum Outcome {
     Reply(Vec<u8>),
     Refused(XsError),
-    /// A reply of so many bytes, more than the protocol allows.
+    /// A reply of this many bytes, more than the protocol allows.
     TooLong(usize),
     /// The transport refused the message with an errno that is not the daemon's.
     Rejected(i32),
-    /// The connection was lost before the answer came.
+    /// The connection was lost before the answer arrived.
     Lost {
         may_be_done: bool,
     },
@@ -103,7 +103,7 @@ pub(crate) type Answer = (Result<Vec<u8>, Error>, u64);
 enum Slot {
     Waiting,
     Done(Outcome),
-    /// Nobody waits any more. `watch` is to be withdrawn if it is granted after all.
+    /// No caller waits any more. `watch` must be withdrawn if it is granted after all.
     Abandoned {
         watch: Option<(WatchId, Box<str>)>,
     },
@@ -202,7 +202,7 @@ impl Connection {
         self.epoch
     }
 
-    /// How the transport differs.
+    /// Returns the transport's quirks.
     pub(crate) fn quirks(&self) -> Quirks {
         self.quirks
     }
@@ -280,8 +280,8 @@ impl Connection {
         Ok(RequestId(id))
     }
 
-    /// Returns the next message to write, to be handed back with [`Connection::put_back`] if it
-    /// could not be written whole before anything else is taken. After every
+    /// Returns the next message to write. If it could not be written whole, give it back with
+    /// [`Connection::put_back`] before taking anything else. After every
     /// [`Connection::handle_input`] there may be one again.
     #[must_use]
     pub fn poll_outgoing(&mut self) -> Option<Outgoing> {
@@ -298,9 +298,9 @@ impl Connection {
         Some(message)
     }
 
-    /// Returns a message that is not out yet to the head of the queue.
+    /// Returns a message that is not written completely to the head of the queue.
     pub fn put_back(&mut self, message: Outgoing) {
-        // One of an earlier connection was dealt with at the loss.
+        // A message of an earlier connection was handled at the loss.
         if self.failure.is_some() || message.epoch != self.epoch {
             return;
         }
@@ -324,7 +324,7 @@ impl Connection {
         self.loss.is_none() && self.in_flight.is_none() && self.outgoing.front().is_some_and(open)
     }
 
-    /// The `seq` of a request that nobody waits for.
+    /// Returns the `seq` of a request that no caller waits for.
     fn given_up_seq(&self, id: RequestId) -> Option<u64> {
         let pending = self.pending.get(&id.0)?;
         matches!(pending.slot, Slot::Abandoned { .. }).then_some(pending.seq)
@@ -336,7 +336,7 @@ impl Connection {
         self.outgoing.iter().any(|message| message.id == id)
     }
 
-    /// The transport refused a whole message with `errno` and stays usable.
+    /// Records that the transport refused a whole message with `errno` and stays usable.
     ///
     /// The kernel's xenbus device reports a refused watch this way.
     pub fn handle_rejection(&mut self, message: &Outgoing, errno: i32) {
@@ -367,13 +367,13 @@ impl Connection {
         self.failure.map_or(Ok(()), Err)
     }
 
-    /// Returns whether a part of a message has come, and the rest has not.
+    /// Returns whether a part of a message has arrived, and the rest has not.
     pub(crate) fn is_mid_message(&self) -> bool {
         self.failure.is_none() && self.loss.is_none() && self.decoder.is_mid_message()
     }
 
-    /// Ends the connection for the transport's reason. It is lost if it survives that
-    /// ([`Connection::survive`]), else finished as by [`Connection::give_up`].
+    /// Ends the connection for the transport's reason. The connection is lost if it survives that
+    /// ([`Connection::survive`]), otherwise finished as by [`Connection::give_up`].
     pub fn handle_failure(&mut self, failure: Failure) {
         match self.repeat {
             Some(repeat) if failure.is_loss() => self.lose(failure, repeat),
@@ -401,8 +401,8 @@ impl Connection {
 
     /// Returns what has become ready since the last call, in order.
     ///
-    /// Each reply that somebody waits for is named once, each watch when it has its first event,
-    /// and the end of the connection once.
+    /// Each reply with a waiter is named once, each watch when it has its first event, and the end
+    /// of the connection once.
     #[must_use]
     pub fn poll_ready(&mut self) -> Option<Ready> {
         let ready = self.ready.pop_front()?;
@@ -416,7 +416,7 @@ impl Connection {
         Some(ready)
     }
 
-    /// Why the connection is finished, if it is.
+    /// Returns why the connection is finished, if it is.
     #[must_use]
     pub fn failure(&self) -> Option<Failure> {
         self.failure
@@ -433,7 +433,7 @@ impl Connection {
     pub(crate) fn take_reply(&mut self, id: RequestId) -> Option<Answer> {
         match self.pending.get(&id.0)?.slot {
             Slot::Waiting if self.failure.is_none() => return None,
-            // It stays known until the daemon has answered it.
+            // The request is kept until the daemon has answered it.
             Slot::Abandoned { .. } | Slot::Renewal(_) => return None,
             Slot::Waiting | Slot::Done(_) => {}
         }
@@ -473,11 +473,11 @@ impl Connection {
             })
     }
 
-    /// Cancels the wait for `id`, because its time is over (`expired`) or because nobody waits for
-    /// its answer. If the daemon grants a watch or a transaction to it all the same,
-    /// that is given back; `watch` says which watch this request would set. The end of a
-    /// transaction that was not sent becomes an abort, because nobody else ends that transaction.
-    /// It may be called after the answer was taken, and does nothing then.
+    /// Cancels the wait for `id`, because its deadline has passed (`expired`) or because no caller
+    /// waits for its answer. If the daemon grants a watch or a transaction to it all the same, that
+    /// is given back; `watch` names the watch that this request would set. The end of a transaction
+    /// that was not sent becomes an abort, because no other request ends that transaction. It may
+    /// be called after the answer was taken, and does nothing then.
     ///
     /// Returns whether nothing of the request was ever sent.
     pub fn cancel(&mut self, id: RequestId, expired: bool, watch: Option<WatchId>) -> bool {
@@ -504,7 +504,7 @@ impl Connection {
             return false;
         }
         if let Some(at) = self.outgoing.iter().position(|m| m.id == id && m.sent == 0) {
-            // Detached requests (an abort, an unwatch) stay: they are what gives things back.
+            // Detached requests (an abort, an unwatch) stay: they give things back.
             if expired {
                 let message = self.outgoing.remove(at);
                 self.watch_order.retain(|&other| other != id.0);
@@ -525,7 +525,7 @@ impl Connection {
         false
     }
 
-    /// Queues a request whose answer nobody will ask for.
+    /// Queues a request whose answer no caller will take.
     ///
     /// # Errors
     ///
@@ -540,9 +540,9 @@ impl Connection {
         self.submit_detached(Tx { id: tx_id, epoch }, Encoded::of_parts(kind, parts))
     }
 
-    /// As [`Connection::send_detached`], of a request that is laid out.
+    /// As [`Connection::send_detached`], for a request that is encoded already.
     pub(crate) fn submit_detached(&mut self, tx: Tx, message: Encoded) -> Result<(), Error> {
-        // Nothing is left to give back: it ended with the connection.
+        // Nothing is left to give back: the loss ended it.
         if self.loss.is_some() {
             return Ok(());
         }
@@ -551,8 +551,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Makes room for the events of a watch on `path`. To be called *before* WATCH is requested
-    /// with [`Connection::token`], because its first event may come before its reply.
+    /// Registers a watch on `path` and a queue for its events. Call it *before* requesting WATCH
+    /// with [`Connection::token`], because the first event may arrive before the reply.
     pub fn add_watch(&mut self, path: &str) -> WatchId {
         let id = self.next_watch;
         self.next_watch += 1;
@@ -566,7 +566,7 @@ impl Connection {
         format!("{:x}", watch.0)
     }
 
-    /// Forgets a watch; events for it that are still on their way are ignored.
+    /// Forgets a watch; events for it that arrive later are ignored.
     pub fn remove_watch(&mut self, watch: WatchId) {
         let queue = self.watches.remove(&watch.0);
         let set = queue.and_then(|queue| self.sets.get_mut(&queue.set?.0));
@@ -575,9 +575,9 @@ impl Connection {
         }
     }
 
-    /// Returns the next event of `watch`. Events that came before the connection ended are still
-    /// given out, then the reason for the end. A watch that the daemon refuses on a new connection
-    /// has that error in the place of later events.
+    /// Returns the next event of `watch`. Events that arrived before the connection ended are still
+    /// returned, then the reason for the end. For a watch that the daemon refuses on a new
+    /// connection, that error takes the place of later events.
     #[must_use]
     pub fn poll_event(&mut self, watch: WatchId) -> Option<Result<WatchEvent, Error>> {
         let queue = self.watches.get_mut(&watch.0);
@@ -609,7 +609,7 @@ impl Connection {
                 .is_some_and(|queue| !queue.is_empty() || queue.refused.is_some())
     }
 
-    /// The transport is done with message `id`.
+    /// Records that the transport has finished message `id`.
     fn answered(&mut self, id: u32) {
         if self.in_flight == Some(id) {
             self.in_flight = None;
@@ -627,7 +627,7 @@ impl Connection {
     }
 }
 
-/// The number of the watch that a token names.
+/// Returns the number of the watch that a token names.
 fn watch_of(token: &[u8]) -> Option<u64> {
     let hex = std::str::from_utf8(token).ok()?;
     u64::from_str_radix(hex, 16).ok()

@@ -21,7 +21,8 @@ pub(super) struct WatchSet {
 pub(crate) type SetEvent = (Arc<str>, Result<WatchEvent>);
 
 impl Connection {
-    /// Makes a set of watches, empty. Its number stands for any of them where one waits.
+    /// Makes an empty set of watches. A caller that waits for any of them waits for the set's
+    /// number.
     pub(crate) fn add_set(&mut self) -> WatchId {
         let id = self.next_watch;
         self.next_watch += 1;
@@ -29,12 +30,12 @@ impl Connection {
         WatchId(id)
     }
 
-    /// Forgets a set. Its watches are removed by themselves.
+    /// Forgets a set. Its watches must be removed separately.
     pub(crate) fn remove_set(&mut self, set: WatchId) {
         self.sets.remove(&set.0);
     }
 
-    /// As [`Connection::add_watch`], of a set or by itself.
+    /// As [`Connection::add_watch`], for a watch of a set or a single one.
     pub(crate) fn add_watch_to(&mut self, set: Option<WatchId>, path: &str) -> WatchId {
         let id = self.add_watch(path);
         if let Some(queue) = self.watches.get_mut(&id.0) {
@@ -44,7 +45,7 @@ impl Connection {
     }
 
     /// Returns the next event of any watch of the set; they take turns. After the end of the
-    /// connection the reason, with an empty path.
+    /// connection it returns the reason, with an empty path.
     pub(crate) fn poll_set_event(&mut self, set: WatchId) -> Option<SetEvent> {
         while let Some(id) = self.sets.get_mut(&set.0)?.waiting.pop_front() {
             let Some(queue) = self.watches.get_mut(&id.0) else {
@@ -57,7 +58,7 @@ impl Connection {
                 (None, Some(code)) => Err(Error::Daemon { op, code }),
                 (None, None) => continue,
             };
-            // The error comes after the events, once.
+            // The error follows the events, once.
             if event.is_ok() && (!queue.is_empty() || queue.refused.is_some()) {
                 queue.announced = true;
                 self.sets.get_mut(&set.0)?.waiting.push_back(id);
@@ -89,7 +90,7 @@ mod tests {
     use crate::reconnect::Repeat;
     use crate::wire::encode;
 
-    /// Also if it is to be announced again while it has its turn, as it is after a loss.
+    /// Also if it must be announced again while it has its turn, as after a loss.
     #[test]
     fn a_watch_has_one_turn_in_its_set_and_its_refusal_comes_last_and_once() {
         let mut connection = Connection::new(Quirks::SOCKET);

@@ -11,7 +11,7 @@ pub struct RequestId(pub(super) u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WatchId(pub(super) u64);
 
-/// Something that somebody may be waiting for has arrived.
+/// Something that a caller may be waiting for has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ready {
     /// [`Connection::poll_reply`](super::Connection::poll_reply) has an answer.
@@ -47,12 +47,13 @@ impl Quirks {
         one_at_a_time: false,
         watch_depth: true,
     };
-    /// `/dev/xen/xenbus`, whose buffer of 4096 bytes also holds the header
+    /// `/dev/xen/xenbus`, whose buffer of 4096 bytes also contains the header
     /// (`drivers/xen/xenbus/xenbus_dev_frontend.c`).
     ///
-    /// The kernel queues a message by reference to that one buffer and returns from the write, so
-    /// a second message written before the first is on its way replaces the first one's payload
-    /// (`xenbus_dev_request_and_reply` in `xenbus_xs.c`). Only the reply tells that it is.
+    /// The kernel queues a message by reference to that one buffer and returns from the write. So a
+    /// second message written before the first is sent replaces the first one's payload
+    /// (`xenbus_dev_request_and_reply` in `xenbus_xs.c`). Only the reply proves that the first was
+    /// sent.
     pub const XENBUS: Self = Self {
         max_payload: wire::PAYLOAD_MAX - Header::SIZE,
         anonymous_watch_replies: true,
@@ -65,9 +66,9 @@ impl Quirks {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Failure {
-    /// The other side closed.
+    /// The other side closed the connection.
     Closed,
-    /// The other side broke the protocol.
+    /// The other side violated the protocol.
     Protocol(ProtocolError),
     /// A system call failed: its name and errno.
     Os(&'static str, i32),
@@ -107,7 +108,7 @@ impl From<Failure> for Error {
     }
 }
 
-/// A message on its way out.
+/// A message to be sent.
 #[derive(Debug)]
 pub struct Outgoing {
     pub(super) id: RequestId,
@@ -130,7 +131,7 @@ impl Outgoing {
         (header.kind == MsgType::TRANSACTION_END).then_some(header.tx_id)
     }
 
-    /// Notes that `count` more bytes were written; whether the message is out now.
+    /// Records that `count` more bytes were written; returns whether the message is complete now.
     pub fn advance(&mut self, count: usize) -> bool {
         self.sent = self.bytes.len().min(self.sent.saturating_add(count));
         self.sent == self.bytes.len()

@@ -22,7 +22,7 @@ pub struct WatchSet {
     members: Members<Watch>,
 }
 
-/// The store, for a condition that is waited for. As [`TrackedReads`](crate::TrackedReads).
+/// The handle through which a condition reads. As [`TrackedReads`](crate::TrackedReads).
 ///
 /// Clones are handles of the same look at the condition.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Those of [`Store::watch_set`](crate::Store::watch_set).
     pub fn watch_set(&self) -> Result<WatchSet> {
         let id = self.0.mux.enter()?.proto.add_set();
         Ok(WatchSet {
@@ -52,12 +52,12 @@ impl Store {
 
     /// Waits until `check` returns a value, running it again whenever a node that it read last
     /// time, or one below it, may have changed. As
-    /// [`Store::wait_condition`](crate::Store::wait_condition), without a deadline: that is the
-    /// caller's, by `tokio::time::timeout`. `None` if `check` depends on nothing.
+    /// [`Store::wait_condition`](crate::Store::wait_condition), without a deadline: the caller sets
+    /// one with `tokio::time::timeout`. Returns `None` if `check` depends on nothing.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Those of [`Store::wait_condition`](crate::Store::wait_condition).
     ///
     /// ```no_run
     /// # async fn f(store: &xen_store::tokio::Store) -> xen_store::Result<()> {
@@ -94,7 +94,7 @@ impl WatchSet {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Those of [`WatchSet::add`](crate::WatchSet::add).
     pub async fn add(&self, path: &str) -> Result<()> {
         self.add_with(path, None).await
     }
@@ -103,7 +103,7 @@ impl WatchSet {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Those of [`WatchSet::add_depth`](crate::WatchSet::add_depth).
     pub async fn add_depth(&self, path: &str, depth: u32) -> Result<()> {
         StorePath::new(path)?;
         self.store.check_depth().await?;
@@ -130,8 +130,8 @@ impl WatchSet {
         self.members.paths()
     }
 
-    /// Waits for the next event of any watch. Returns the watched path with it. Dropping the
-    /// future loses none.
+    /// Waits for the next event of any watch. Returns the watched path with it. Cancelling loses no
+    /// event.
     ///
     /// # Errors
     ///
@@ -190,7 +190,7 @@ impl TrackedReads {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Those of [`TrackedReads::depend_on`](crate::TrackedReads::depend_on).
     pub async fn depend_on(&self, path: &str) -> Result<()> {
         let path = StorePath::new(path)?;
         if !self.0.paths.cover(path) {

@@ -1,14 +1,14 @@
 //! The client for tokio: the same shared connection behind an [`AsyncFd`].
 //!
-//! Each connection has one small task, on the runtime that it was made in: it waits on the
-//! transport, reads for all and wakes exactly those whose answers came. A task that waits for an
-//! answer is therefore never in charge of another one's, however seldom it is polled. The task
-//! ends with the last handle; if its runtime ends first, so does the connection. It is also what
-//! makes a lost connection again.
+//! Each connection has one small task, on the runtime in which it was made. The task waits on the
+//! transport, reads for all and wakes exactly those whose answers have arrived. So no task that
+//! waits for an answer ever depends on another such task being polled. The connection's task ends
+//! with the last handle; if its runtime ends first, so does the connection. It also makes a lost
+//! connection again.
 //!
-//! Dropping a future gives its request up, and gives back what the daemon grants to it all the
-//! same. Deadlines are the caller's, by `tokio::time::timeout`. Sending on the kernel's device may
-//! block for as long as the kernel takes to pass a watch on; sockets never block.
+//! Dropping a future cancels its request, and gives back what the daemon grants to it all the same.
+//! The caller sets deadlines with `tokio::time::timeout`. Sending on the kernel's device may block
+//! until the kernel has passed a watch on; sockets never block.
 
 mod condition;
 mod store;
@@ -38,10 +38,9 @@ use crate::transport::{Origin, Transport, Written, lock};
 
 /// A connection to the store daemon, for tokio. As [`Store`](crate::Store), with futures.
 ///
-/// It belongs to the runtime that it was made in and may be used from any. A child that is forked
-/// must not use it, as it must not use the runtime itself; requests there fail with
-/// [`Error::Forked`], and a drop does nothing: the descriptor stays open
-/// until the child ends or executes another program.
+/// It belongs to the runtime in which it was made and may be used from any. A forked child must not
+/// use it, as it must not use the runtime itself. Requests there fail with [`Error::Forked`], and a
+/// drop does nothing: the descriptor stays open until the child ends or executes another program.
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Inner>);
 
@@ -130,7 +129,7 @@ impl Reactor for Registered {
         direction: Direction,
         io: &mut dyn FnMut() -> bool,
     ) -> Poll<io::Result<()>> {
-        // Without one there is nothing to wait for: the caller looks at the loss again.
+        // Without a transport there is nothing to wait for: the caller looks at the loss again.
         let Some(fd) = self.current() else {
             return Poll::Ready(Ok(()));
         };
@@ -170,14 +169,14 @@ impl Inner {
         cx: &mut Context<'_>,
         ready: impl FnMut(&mut State) -> Option<T>,
     ) -> Poll<Result<T>> {
-        // A task that always finds its answer there still lets the others of its thread run.
+        // A task that always finds its answer there still lets the other tasks of its thread run.
         let budget = ready!(coop::poll_proceed(cx));
         let value = ready!(self.mux.poll_wait(place, cx, ready));
         budget.made_progress();
         Poll::Ready(value)
     }
 
-    /// One operation, in a transaction or in none.
+    /// Carries out one operation, in a transaction or in none.
     async fn run<R: Request>(&self, tx: Tx, request: &R) -> Result<R::Reply> {
         let (mut exchange, mut message) = Exchange::begin(request.encode()?);
         loop {
@@ -189,7 +188,7 @@ impl Inner {
         }
     }
 
-    /// Many requests in flight together.
+    /// Carries out many requests, in flight together.
     async fn carry_out<P: Plan>(&self, tx: Tx, plan: P) -> P::Output {
         let mut run = Run::new(&self.mux, tx, plan);
         while let Some((id, _)) = run.turn(None) {
@@ -243,8 +242,8 @@ impl Drop for Store {
     }
 }
 
-/// The task of a connection. It holds the connection only while it is polled, so that the last
-/// handle closes it at once.
+/// The task of a connection. It holds the connection only while it is polled, so that dropping the
+/// last handle closes it immediately.
 struct Driver(Weak<Inner>);
 
 impl Driver {
@@ -276,7 +275,7 @@ impl Driver {
         }
     }
 
-    /// Sleeps, but not longer than there are handles.
+    /// Sleeps until `time`, or until the last handle is dropped.
     async fn sleep_until(&self, time: Instant) -> Result<()> {
         let pause = store::pause(time.saturating_duration_since(Instant::now()));
         let mut pause = pin!(pause);
@@ -305,7 +304,7 @@ impl Drop for Driver {
 struct Wait<'a> {
     inner: &'a Inner,
     place: Place,
-    /// To be given up unless its answer was taken.
+    /// The request to cancel unless its answer was taken.
     request: Option<(RequestId, Option<WatchId>)>,
 }
 

@@ -95,9 +95,9 @@ impl Store {
         }
     }
 
-    /// Makes the connection again when it is lost, to the same socket or device, by `policy`.
-    /// As [`Store::reconnecting`](crate::Store::reconnecting); the connection's own task
-    /// connects, and clones may exist already.
+    /// Makes the connection again when it is lost, to the same socket or device, according to
+    /// `policy`. As [`Store::reconnecting`](crate::Store::reconnecting), but the connection's own
+    /// task connects, and clones may exist already.
     ///
     /// # Errors
     ///
@@ -143,14 +143,15 @@ impl Store {
     }
 
     /// As [`Store::with_transaction`](crate::Store::with_transaction), with an async `body`, which
-    /// gets a handle of each attempt's transaction. The commit ends it, whatever handles are kept.
+    /// gets a handle of each attempt's transaction. The commit ends the transaction even if handles
+    /// are kept.
     ///
-    /// Dropping the future aborts the transaction, or leaves open whether its commit is carried
-    /// out.
+    /// If the future is dropped, the transaction is aborted, or its commit may or may not be
+    /// carried out.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Those of [`Store::with_transaction`](crate::Store::with_transaction).
     ///
     /// ```no_run
     /// # async fn f(store: &xen_store::tokio::Store) -> xen_store::Result<()> {
@@ -177,7 +178,7 @@ impl Store {
         }
     }
 
-    /// Runs `body` in one transaction; `None` after a conflict at its commit.
+    /// Runs `body` in one transaction; returns `None` after a conflict at its commit.
     async fn attempt<T, F: Future<Output = Result<T>>>(
         &self,
         body: &mut impl FnMut(Transaction) -> F,
@@ -196,7 +197,7 @@ impl Store {
         self.watch_with(path, None, None).await
     }
 
-    /// As [`Store::watch`], for changes at most `depth` levels below `path` only.
+    /// As [`Store::watch`], only for changes at most `depth` levels below `path`.
     ///
     /// # Errors
     ///
@@ -207,13 +208,13 @@ impl Store {
         self.watch_with(path, Some(depth), None).await
     }
 
-    /// Fails unless the connection and the daemon take the depth of a watch.
+    /// Fails unless the connection and the daemon support the depth of a watch.
     pub(super) async fn check_depth(&self) -> Result<()> {
         self.0.mux.passes_depth()?;
         takes_depth(self.features().await)
     }
 
-    /// A watch by itself, or one whose events are those of a set.
+    /// Sets a single watch, or one whose events are those of a set.
     pub(super) async fn watch_with(
         &self,
         path: &str,
@@ -242,8 +243,8 @@ impl Store {
     }
 
     /// Waits until `check` returns a value, calling it again whenever something at or below `path`
-    /// changed. As [`Store::wait_until`](crate::Store::wait_until), without a deadline: that is
-    /// the caller's, by `tokio::time::timeout`.
+    /// changed. As [`Store::wait_until`](crate::Store::wait_until), without a deadline: the caller
+    /// sets one with `tokio::time::timeout`.
     ///
     /// # Errors
     ///
@@ -263,8 +264,8 @@ impl Store {
     }
 
     /// Waits until `check` returns a value, calling it again whenever the node at `path` may have
-    /// changed. As [`Store::wait_for`](crate::Store::wait_for), without a deadline: that is the
-    /// caller's, by `tokio::time::timeout`.
+    /// changed. As [`Store::wait_for`](crate::Store::wait_for), without a deadline: the caller sets
+    /// one with `tokio::time::timeout`.
     ///
     /// `check` gets the node's value, or `None` while it does not exist.
     ///
@@ -309,11 +310,11 @@ impl Watch {
         &self.path
     }
 
-    /// Waits for the next event. Dropping the future loses none.
+    /// Waits for the next event. Cancelling loses no event.
     ///
     /// # Errors
     ///
-    /// Why the connection is finished. Events that came before are given out first.
+    /// Why the connection is finished. Events that arrived before are returned first.
     pub async fn next(&self) -> Result<WatchEvent> {
         let inner = &*self.store.0;
         let mut wait = Wait {
@@ -339,8 +340,8 @@ impl Watch {
         state.proto.poll_event(self.id).transpose()
     }
 
-    /// Waits for an event and takes those behind it: one look answers the events there are. No
-    /// more of them, because others may keep coming.
+    /// Waits for an event and takes the events behind it, which one look answers together. Takes
+    /// only those in memory, because others may keep arriving.
     async fn next_change(&self) -> Result<()> {
         self.next().await?;
         let mut state = self.store.0.mux.enter()?;
@@ -401,29 +402,29 @@ pub struct Transaction(Arc<Open>);
 struct Open {
     store: Store,
     tx: Tx,
-    /// Its end was not requested.
+    /// Its end was not requested yet.
     live: AtomicBool,
 }
 
 impl Transaction {
-    /// As [`Transaction::commit`](crate::Transaction::commit). Dropping the future leaves open
-    /// whether the changes are carried out. The other handles are of no further use: their
+    /// As [`Transaction::commit`](crate::Transaction::commit). If the future is dropped, the
+    /// changes may or may not be carried out. The other handles are unusable afterwards: their
     /// requests fail with `ENOENT`.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Those of [`Transaction::commit`](crate::Transaction::commit).
     #[must_use = "`false` means that nothing was carried out"]
     pub async fn commit(self) -> Result<bool> {
         self.end(true).await
     }
 
-    /// As [`Transaction::abort`](crate::Transaction::abort). Dropping the future aborts it all the
-    /// same.
+    /// As [`Transaction::abort`](crate::Transaction::abort). If the future is dropped, the
+    /// transaction is aborted all the same.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Those of [`Transaction::abort`](crate::Transaction::abort).
     pub async fn abort(self) -> Result<()> {
         self.end(false).await.map(drop)
     }
@@ -443,7 +444,7 @@ impl Drop for Open {
     }
 }
 
-/// Makes an async method of each operation, which `$by` carries out.
+/// Defines an async method for each operation, which `$by` carries out.
 macro_rules! asynchronous {
     ($type:ty, $by:ident: $(
         $(#[$meta:meta])*
@@ -486,7 +487,7 @@ impl Transaction {
     }
 }
 
-/// Tries until it is no longer the daemon's backlog that is full.
+/// Tries again while the daemon's backlog is full.
 async fn patiently(attempt: impl Fn() -> Result<Transport>) -> Result<Transport> {
     let mut pause = FIRST_PAUSE;
     loop {
@@ -500,7 +501,7 @@ async fn patiently(attempt: impl Fn() -> Result<Transport>) -> Result<Transport>
     }
 }
 
-/// Sleeps, and blocks no thread.
+/// Sleeps without blocking a thread.
 pub(super) async fn pause(time: Duration) -> Result<()> {
     sleep(time).await.map_err(|source| Error::Os {
         op: "pause between two attempts",
@@ -508,11 +509,11 @@ pub(super) async fn pause(time: Duration) -> Result<()> {
     })
 }
 
-/// By a timer of the system's, because a runtime may have none.
+/// Sleeps on a timer of the system, because a runtime may have none.
 async fn sleep(time: Duration) -> io::Result<()> {
     let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
     let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
-    // A timer that is set to no time at all never fires.
+    // A timer that is set to a zero duration never fires.
     let time = time.max(Duration::from_nanos(1));
     timer.set(Expiration::OneShot(time.into()), TimerSetTimeFlags::empty())?;
     // The deprecation is about types that do not own the descriptor they report; this one does.
