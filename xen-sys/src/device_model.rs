@@ -1,4 +1,4 @@
-//! The device model of one guest: what answers its port and memory-mapped I/O and raises its
+//! The device model of one guest: it answers the guest's port and memory-mapped I/O and raises its
 //! interrupts.
 //!
 //! ```no_run
@@ -13,24 +13,24 @@
 //! # Ok::<(), xen_sys::Error>(())
 //! ```
 //!
-//! # It cannot be asked for more
+//! # It is limited to one guest
 //!
-//! A [`DeviceModel`] is made by restricting a privcmd file to one guest
-//! (`IOCTL_PRIVCMD_RESTRICT`), for good. It has no operation on another domain and no hypercall,
-//! and the kernel would refuse both, whatever a program that was taken over by its guest does with
-//! the descriptor.
+//! A [`DeviceModel`] is made by permanently restricting a privcmd file to one guest
+//! (`IOCTL_PRIVCMD_RESTRICT`). It has no operation on another domain and no hypercall. The kernel
+//! refuses both, even if the guest has taken over the program and uses the descriptor directly.
 //!
 //! # Errors
 //!
 //! Each call fails with
 //!
-//! * [`Error::NoDomain`]: the guest is gone. While it is being destroyed, Xen has taken its ioreq
-//!   servers away already: `ENOENT`;
+//! * [`Error::NoDomain`]: the guest does not exist. While it is being destroyed, Xen has removed
+//!   its ioreq servers already: `ENOENT`;
 //! * [`Error::NotPermitted`]: this domain is not the guest's device model;
 //! * [`Error::Unsupported`]: the kernel is older than Linux 4.16, or Xen has no such operation;
 //! * [`Error::LimitReached`]: Xen has no room for another server or range, or a buffer is longer
 //!   than the kernel takes (`dm_op_buf_max_size` of xen-privcmd, 4096 bytes unless it was raised);
-//! * [`Error::Os`] with Xen's errno: `EINVAL` for what it does not accept (a PV domain included).
+//! * [`Error::Os`] with Xen's errno: `EINVAL` for anything it does not accept (including a PV
+//!   domain).
 //!
 //! None of them waits for the guest.
 //!
@@ -62,7 +62,7 @@ use crate::{DomId, PciFunction, Result, Xen};
 
 /// The device model of one guest. Clones are the same open file.
 ///
-/// Any number of threads may make calls at once.
+/// Any number of threads may make calls at the same time.
 #[doc(alias = "xendevicemodel_handle")]
 #[doc(alias = "xendevicemodel_close")]
 #[derive(Clone, Debug)]
@@ -70,17 +70,17 @@ pub struct DeviceModel {
     privcmd: Arc<RestrictedPrivcmd>,
 }
 
-/// Extents that one operation takes: 4096 bytes of them, which every kernel takes.
+/// Extents per operation: 4096 bytes of them, which every kernel takes.
 const EXTENTS: usize = 256;
 
 impl DeviceModel {
-    /// Opens privcmd and restricts it to `guest`. It takes root, or a domain whose kernel lets its
-    /// processes open the device.
+    /// Opens privcmd and restricts it to `guest`. This needs root, or a domain whose kernel lets
+    /// its processes open the device.
     ///
     /// # Errors
     ///
-    /// As [`Privcmd::open`] and [`Privcmd::restrict`]. Xen is not asked yet: it need not be a
-    /// guest.
+    /// Those of [`Privcmd::open`] and [`Privcmd::restrict`]. This sends no request to Xen, so
+    /// `guest` need not be a guest.
     #[doc(alias = "xendevicemodel_open")]
     #[doc(alias = "xendevicemodel_restrict")]
     pub fn open(xen: &Xen, guest: DomId) -> Result<Self> {
@@ -93,7 +93,7 @@ impl DeviceModel {
         self.privcmd.domain()
     }
 
-    /// Returns the guest for what concerns its memory: `xen_gnttab::foreign`.
+    /// Returns the guest, for calls about its memory: `xen_gnttab::foreign`.
     #[must_use]
     pub fn guest(&self) -> Guest<'_> {
         self.privcmd.guest()
@@ -110,8 +110,8 @@ impl DeviceModel {
         self.ask(abi::NrVcpus { vcpus: 0 }).map(|body| body.vcpus)
     }
 
-    /// Creates an ioreq server, which is disabled and has no ranges. Xen allows eight to a guest,
-    /// the one of its QEMU included.
+    /// Creates an ioreq server, which is disabled and has no ranges. Xen allows eight per guest,
+    /// including that of its QEMU.
     ///
     /// # Errors
     ///
@@ -122,7 +122,7 @@ impl DeviceModel {
         IoreqServer::create(self.clone(), buffered)
     }
 
-    /// Destroys an ioreq server by its number: one whose process died without dropping its
+    /// Destroys an ioreq server by its number, for a server whose process died without dropping its
     /// [`IoreqServer`].
     ///
     /// # Errors
@@ -209,8 +209,8 @@ impl DeviceModel {
         self.send(message.body())
     }
 
-    /// Injects an event into a virtual CPU, which takes it when it runs next. The caller has to
-    /// know the CPU's state well enough for the event to make sense.
+    /// Injects an event into a virtual CPU, which takes it when it runs next. The caller must make
+    /// sure that the event is valid in the virtual CPU's state.
     ///
     /// # Errors
     ///
@@ -221,8 +221,8 @@ impl DeviceModel {
         self.send(event.body())
     }
 
-    /// Reports the pages of `range` that the guest wrote to since the last call, and goes on
-    /// tracking that range, the only one of the guest. The first call reports all of them.
+    /// Reports the pages of `range` that the guest wrote to since the last call, and continues to
+    /// track that range. Only one range of a guest is tracked. The first call reports all pages.
     ///
     /// # Errors
     ///
@@ -254,14 +254,15 @@ impl DeviceModel {
         self.privcmd.dm_op(body, bitmap).map(drop)
     }
 
-    /// Declares pages that the device model wrote to, for whoever saves or migrates the guest. Xen
-    /// 4.17 does nothing, and checks nothing, while nobody logs the guest's dirty pages.
+    /// Declares pages that the device model wrote to, for the program that saves or migrates the
+    /// guest. Xen 4.17 does nothing, and checks nothing, while no program logs the guest's dirty
+    /// pages.
     ///
     /// # Errors
     ///
     /// See [the module](self); `EINVAL` for a range that is empty or reaches beyond the guest's
-    /// memory. Which one it was is not reported: Xen writes that back only when it succeeds. Some
-    /// of the others may have been declared.
+    /// memory. The error does not identify the range: Xen writes that back only when it succeeds.
+    /// Some of the others may have been declared.
     #[doc(alias = "xendevicemodel_modified_memory")]
     #[doc(alias = "xendevicemodel_modified_memory_bulk")]
     #[doc(alias = "XEN_DMOP_modified_memory")]
@@ -282,7 +283,7 @@ impl DeviceModel {
         Ok(())
     }
 
-    /// Has Xen treat memory in another way from now on.
+    /// Sets how Xen treats memory from now on.
     ///
     /// # Errors
     ///
@@ -314,7 +315,7 @@ impl DeviceModel {
         })
     }
 
-    /// Sets the caching type of memory, or with `None` no longer sets it.
+    /// Sets the caching type of memory; `None` removes the setting.
     ///
     /// # Errors
     ///
@@ -334,8 +335,7 @@ impl DeviceModel {
         })
     }
 
-    /// Declares that the guest has shut down. The toolstack then does with it what its
-    /// configuration says.
+    /// Declares that the guest has shut down. The toolstack then acts on the guest's configuration.
     ///
     /// # Errors
     ///
@@ -348,12 +348,12 @@ impl DeviceModel {
         })
     }
 
-    /// An operation without a second buffer; returns the body as Xen left it.
+    /// Makes an operation without a second buffer; returns the body as Xen left it.
     fn ask<B: DmOpBody>(&self, body: B) -> Result<B> {
         self.privcmd.dm_op(body, &mut [])
     }
 
-    /// An operation without an answer.
+    /// Makes an operation without an answer.
     fn send<B: DmOpBody>(&self, body: B) -> Result<()> {
         self.ask(body).map(drop)
     }
@@ -367,7 +367,7 @@ impl From<RestrictedPrivcmd> for DeviceModel {
     }
 }
 
-/// The restricted file. On a simulated host, a descriptor that refuses every request.
+/// The restricted file. On a simulated host, a descriptor on which every request fails.
 impl AsFd for DeviceModel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.privcmd.as_fd()

@@ -1,4 +1,4 @@
-//! One error type for everything that ends at the hypervisor or its drivers.
+//! One error type for every operation on the hypervisor or its drivers.
 
 use std::fmt;
 use std::io;
@@ -10,15 +10,15 @@ use crate::{DomId, PciFunction};
 /// The result of an operation on the hypervisor.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The reason why an operation on the hypervisor did not happen.
+/// The reason why an operation on the hypervisor failed.
 ///
 /// Divided by what the caller can do about it: run elsewhere ([`NoXen`](Self::NoXen)), load a
 /// module or gain a privilege ([`Device`](Self::Device), [`NotPermitted`](Self::NotPermitted),
-/// [`HypercallsRefused`](Self::HypercallsRefused)), give away what there is to give
+/// [`HypercallsRefused`](Self::HypercallsRefused)), assign only available parts of the machine
 /// ([`ResourceRefused`](Self::ResourceRefused)), look at the errno ([`Os`](Self::Os),
 /// [`ForeignFrame`](Self::ForeignFrame)), correct the call ([`Invalid`](Self::Invalid),
 /// [`NoDomain`](Self::NoDomain)), do without ([`Unsupported`](Self::Unsupported),
-/// [`InterfaceVersion`](Self::InterfaceVersion)), give something back
+/// [`InterfaceVersion`](Self::InterfaceVersion)), release something
 /// ([`LimitReached`](Self::LimitReached)), or start over ([`EventOverflow`](Self::EventOverflow)).
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -40,7 +40,7 @@ pub enum Error {
         /// The error of `open(2)`.
         source: Arc<io::Error>,
     },
-    /// The system refused; `op` names the call.
+    /// A system call failed; `op` names the call.
     #[error("{op}: {source}")]
     Os {
         /// The ioctl or system call by its C name.
@@ -48,7 +48,7 @@ pub enum Error {
         /// The errno.
         source: Arc<io::Error>,
     },
-    /// The caller asked for what cannot be; nothing was done.
+    /// An argument is invalid; nothing was done.
     #[error("{op}: {what} cannot be {value}")]
     Invalid {
         /// The operation.
@@ -64,8 +64,7 @@ pub enum Error {
         /// The operation.
         op: &'static str,
     },
-    /// Xen does not let this domain make the call (`EPERM`), or its security policy does not
-    /// (`EACCES`).
+    /// Xen (`EPERM`) or its security policy (`EACCES`) does not let this domain make the call.
     #[error("{op}: this domain may not do that: {source}")]
     NotPermitted {
         /// The hypercall's operation by its C name.
@@ -73,10 +72,12 @@ pub enum Error {
         /// The errno.
         source: Arc<io::Error>,
     },
-    /// The kernel lets no hypercall through this file (`EPERM`), so Xen was not asked.
+    /// The kernel refuses every hypercall through this file (`EPERM`), so the call did not reach
+    /// Xen.
     ///
-    /// So it is in a domain that is no control domain, from the kernels with the fix for XSA-482
-    /// on (they log `No target domain found`), and on a file that is restricted to one domain.
+    /// This is the case in a domain that is not a control domain, from the kernels with the fix for
+    /// XSA-482 on (they log `No target domain found`), and on a file that is restricted to one
+    /// domain.
     #[error(
         "{op}: the kernel refuses hypercalls from this program (XSA-482, or a restricted file)"
     )]
@@ -90,14 +91,14 @@ pub enum Error {
     LimitReached {
         /// The hypercall's operation, or the ioctl, by its C name.
         op: &'static str,
-        /// The limit, in units of what was asked for, where it is known.
+        /// The limit, in units of the request, where it is known.
         limit: Option<u64>,
         /// The errno.
         source: Arc<io::Error>,
     },
-    /// Xen's interface is of a version that this crate does not know.
+    /// Xen's interface has a version that this crate does not support.
     ///
-    /// Never a matter of permission: Xen looks at the version first.
+    /// Never a matter of permission: Xen checks the version first.
     #[error("{op}: Xen has none of interface versions {lowest:#x} to {highest:#x}")]
     InterfaceVersion {
         /// `domctl` or `sysctl`.
@@ -117,8 +118,9 @@ pub enum Error {
     },
     /// Xen does not let this domain give a part of the machine to a domain, or take it back.
     ///
-    /// `EPERM`: this domain may not use it itself. `EOPNOTSUPP`: there is no IOMMU for the domain.
-    /// `ENODEV`: the device is missing, or another domain's. `EINVAL`: there is no such part.
+    /// `EPERM`: this domain may not use the part itself. `EOPNOTSUPP`: there is no IOMMU for the
+    /// domain. `ENODEV`: the device is missing, or belongs to another domain. `EINVAL`: there is no
+    /// such part.
     #[error("{op}: {resource} and domain {domain}: {source}")]
     ResourceRefused {
         /// The hypercall's operation by its C name.
@@ -142,8 +144,8 @@ pub enum Error {
         /// The errno.
         source: Arc<io::Error>,
     },
-    /// The page of a guest's monitor holds what no ring can: a domain that has it mapped wrote to
-    /// it, or Xen's records are of another version.
+    /// The page of a guest's monitor contains impossible values: a domain that has it mapped wrote
+    /// to it, or Xen's records are of another version.
     #[error("the monitor's ring: {what} cannot be {value}")]
     MonitorRing {
         /// The name of the value.
@@ -158,7 +160,7 @@ pub enum Error {
     EventOverflow,
 }
 
-/// A limit behind the word, if it is known.
+/// Formats a limit to follow the word, if it is known.
 fn of(limit: Option<u64>) -> String {
     limit.map_or_else(String::new, |limit| format!(" of {limit}"))
 }
@@ -214,7 +216,7 @@ impl fmt::Display for MachineResource {
 }
 
 impl Error {
-    /// Makes an error of the system's refusal of `op`.
+    /// Makes an error from the system's errno for `op`.
     #[doc(hidden)]
     #[must_use]
     pub fn os(op: &'static str, source: io::Error) -> Self {
@@ -224,8 +226,8 @@ impl Error {
         }
     }
 
-    /// Makes an error of a device-model operation or a mapping one that names the cause, `domain`
-    /// being whose device model or memory it is about.
+    /// Converts an error of a device-model operation or a mapping to one that names the cause.
+    /// `domain` is the domain whose device model or memory it is about.
     pub(crate) fn about(self, domain: DomId) -> Self {
         let Self::Os { op, source } = self else {
             return self;
@@ -243,7 +245,7 @@ impl Error {
         }
     }
 
-    /// Returns the errno, where the system gave one.
+    /// Returns the errno, where the system returned one.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
         match self {

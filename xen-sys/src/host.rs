@@ -1,4 +1,4 @@
-//! The handle everything is opened from, and the host that it leads to.
+//! The handle from which everything is opened, and the host that it refers to.
 
 #[cfg(feature = "sim")]
 use std::os::fd::OwnedFd;
@@ -12,7 +12,7 @@ use crate::Result;
 use crate::devices::DevRoot;
 use crate::ioctl::GntDev;
 
-/// A way to one hypervisor, as one domain on it.
+/// A handle to one hypervisor, as one domain on it.
 ///
 /// One word, cheap to clone, shared freely between threads. Every object of the sibling crates
 /// is opened from it and keeps what it needs, so the handle itself may be dropped at any time.
@@ -28,15 +28,15 @@ pub struct Xen(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     host: Host,
-    /// Opened by the first mapping, and kept by every mapping.
+    /// Opened by the first mapping and kept by every mapping.
     gntdev: OnceLock<Arc<GntDev>>,
 }
 
 impl Xen {
-    /// Opens the real hypervisor, by the devices in `/dev/xen`.
+    /// Opens the real hypervisor, through the devices in `/dev/xen`.
     ///
-    /// Never looks at the environment, so a program that opens its handle here cannot be
-    /// diverted to a simulation. Opens no device yet.
+    /// Never reads the environment, so a program that opens its handle here cannot be diverted to a
+    /// simulation. Opens no device yet.
     ///
     /// # Errors
     ///
@@ -45,14 +45,14 @@ impl Xen {
         Ok(Self::new(Host::Dev(DevRoot::open("/dev/xen")?)))
     }
 
-    /// Joins a simulated host over a connection to its broker that was made for one of its
-    /// domains: [`Simulation::invite`](crate::sim::Simulation::invite). For a child process
-    /// with an inherited descriptor.
+    /// Joins a simulated host over a connection to its broker that was made for one of its domains:
+    /// [`Simulation::invite`](crate::sim::Simulation::invite). For a child process with an
+    /// inherited descriptor.
     ///
     /// # Errors
     ///
     /// [`Error::Os`](crate::Error::Os) when the descriptor is no such connection, or the host or
-    /// the domain is gone.
+    /// the domain has ended.
     #[cfg(feature = "sim")]
     pub fn join(broker: OwnedFd) -> Result<Self> {
         let client = crate::sim::Client::new(broker, None)?;
@@ -64,7 +64,7 @@ impl Xen {
     ///
     /// # Errors
     ///
-    /// [`Error::Device`](crate::Error::Device) when nobody listens there;
+    /// [`Error::Device`](crate::Error::Device) when no broker listens there;
     /// [`Error::Os`](crate::Error::Os): `ESRCH` when the host has no such domain.
     #[cfg(feature = "sim")]
     pub fn join_path(path: impl AsRef<Path>, me: DomId) -> Result<Self> {
@@ -74,8 +74,8 @@ impl Xen {
 
     /// Joins the simulated host that the environment names, or opens the real hypervisor if it
     /// names none. `XEN_SIM_SOCKET` is the path of the broker's socket
-    /// ([`Simulation::listen`](crate::sim::Simulation::listen)), and `XEN_SIM_DOMAIN` the number of
-    /// the domain to be a process of, 0 unless given.
+    /// ([`Simulation::listen`](crate::sim::Simulation::listen)). `XEN_SIM_DOMAIN` is the number of
+    /// the domain that this program is a process of, 0 by default.
     ///
     /// For programs that are run in tests. It exists with the feature `sim` only, so a program that
     /// is shipped without cannot be diverted:
@@ -116,7 +116,7 @@ impl Xen {
         Self::join_path(path, me)
     }
 
-    /// Returns the connection to a simulated host, if that is where this handle leads.
+    /// Returns the connection to a simulated host, if this handle refers to one.
     #[cfg(feature = "sim")]
     #[must_use]
     pub fn simulated(&self) -> Option<&crate::sim::Client> {
@@ -137,14 +137,14 @@ impl Xen {
         }
     }
 
-    /// The host that this handle leads to; for the sibling crates.
+    /// Returns the host that this handle refers to; for the sibling crates.
     #[doc(hidden)]
     #[must_use]
     pub fn host(&self) -> &Host {
         &self.0.host
     }
 
-    /// The one open gntdev of this handle; for xen-gnttab.
+    /// Returns the one open gntdev of this handle; for xen-gnttab.
     ///
     /// # Errors
     ///
@@ -169,10 +169,10 @@ impl Xen {
     }
 }
 
-/// The hosts that a [`Xen`] can lead to.
+/// The hosts that a [`Xen`] can refer to.
 ///
-/// Not exhaustive even inside the workspace: cargo may build this crate with a host its
-/// sibling was built without, and the sibling must still compile (and answer
+/// Not exhaustive even inside the workspace: cargo may build this crate with a host that its
+/// sibling was built without, and the sibling must still compile (and fail with
 /// [`Error::Unsupported`](crate::Error::Unsupported)).
 #[doc(hidden)]
 #[derive(Debug)]
@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(open(Some("7")).unwrap_err().errno(), Some(libc::ESRCH));
         drop(host);
         assert!(matches!(open(None), Err(Error::Device { .. })));
-        // None is named: the devices, which may or may not be there.
+        // The environment names none: the devices, which may or may not exist.
         assert!(!Xen::named_by(|_| None).is_ok_and(|xen| xen.simulated().is_some()));
     }
 }

@@ -40,22 +40,22 @@ pub enum ReadError {
         /// Its version.
         version: u32,
     },
-    /// The bytes end within a record, or before the end's.
+    /// The bytes end within a record, or before the end record.
     #[error("the context ends at byte {len}, within what starts at byte {at}")]
     Truncated {
         /// The offset of the record, in bytes.
         at: usize,
-        /// Bytes there are.
+        /// The number of bytes available.
         len: usize,
     },
-    /// A record is shorter than its kind has to be.
+    /// A record is shorter than its kind requires.
     #[error("the record of kind {kind} has {len} bytes of {expected}")]
     Short {
         /// Its kind.
         kind: u16,
         /// Bytes it has.
         len: usize,
-        /// Bytes it has to have.
+        /// Bytes it must have.
         expected: usize,
     },
 }
@@ -91,7 +91,7 @@ impl Record<'_> {
         }
     }
 
-    /// Returns the registers of a virtual CPU, if that is what the record has.
+    /// Returns the registers of a virtual CPU, if the record contains them.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl<'a> Records<'a> {
     ///
     /// # Errors
     ///
-    /// [`ReadError`], of the header.
+    /// [`ReadError`] for the header.
     pub fn new(bytes: &'a [u8]) -> Result<Self, ReadError> {
         let (first, _) = record(bytes, 0)?;
         if first.kind != Record::HEADER {
@@ -160,7 +160,7 @@ impl<'a> Iterator for Records<'a> {
     type Item = Result<Record<'a>, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        // The bytes have ended: with the mark of the end, or this is the turn after an error.
+        // The bytes have ended, with the end record or after an error.
         if self.at > self.bytes.len() {
             return None;
         }
@@ -177,7 +177,8 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
-/// The record at a byte, and where the next one starts: always further on, within the bytes.
+/// Returns the record at a byte, and where the next one starts: always further on, within the
+/// bytes.
 fn record(bytes: &[u8], at: usize) -> Result<(Record<'_>, usize), ReadError> {
     let len = bytes.len();
     let truncated = ReadError::Truncated { at, len };

@@ -1,7 +1,7 @@
-//! Numbers that come from Xen, each a type of its own.
+//! Xen's numbers, each as a separate type.
 //!
-//! They are open newtypes over the integer, not enumerations: a hypervisor, a store node or a
-//! peer may hand us any value, and it must survive being carried and printed.
+//! They are open newtypes over the integer, not enumerations: a hypervisor, a store node or a peer
+//! may send any value, and it must survive being carried and printed.
 
 use std::fmt;
 use std::num::ParseIntError;
@@ -11,8 +11,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// A domain: one virtual machine, or one of Xen's reserved names for one.
 ///
-/// Ordinary domains are `0..0x7FF0`; [`DomId::is_reserved`] tells the others. The number is
-/// reused after about 32 752 domain creations, so it does not name a domain forever.
+/// Ordinary domains are `0..0x7FF0`; [`DomId::is_reserved`] returns whether a number is one of the
+/// others. The number is reused after about 32 752 domain creations, so it does not name a domain
+/// forever.
 ///
 /// C: `domid_t`, xen/include/public/xen.h.
 #[doc(alias = "domid_t")]
@@ -55,7 +56,7 @@ impl DomId {
     }
 
     /// Returns whether this is one of Xen's reserved names (`0x7FF0` and up) and so never a running
-    /// domain of its own.
+    /// domain.
     #[must_use]
     pub const fn is_reserved(self) -> bool {
         self.0 >= Self::FIRST_RESERVED.0
@@ -97,12 +98,12 @@ impl Port {
     }
 }
 
-/// A virtual interrupt: something Xen itself has to say to a domain, through a port bound to it.
+/// A virtual interrupt: a notification from Xen to a domain, through a port bound to it.
 ///
-/// Those marked *global* Xen sends to one domain only, domain 0 unless told otherwise
-/// (`XEN_DOMCTL_set_virq_handler`); the others each domain has for itself, and
+/// Xen sends those marked *global* to one domain only, domain 0 unless configured otherwise
+/// (`XEN_DOMCTL_set_virq_handler`). Each domain has its own of the others; of
 /// [`TIMER`](Self::TIMER), [`DEBUG`](Self::DEBUG), [`XENOPROF`](Self::XENOPROF) and
-/// [`XENPMU`](Self::XENPMU) each of its virtual CPUs.
+/// [`XENPMU`](Self::XENPMU), each of its virtual CPUs has its own.
 ///
 /// C: `VIRQ_*`, xen/include/public/xen.h.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -110,16 +111,16 @@ impl Port {
 pub struct Virq(u32);
 
 impl Virq {
-    /// The time has come, or has changed. The kernel has it.
+    /// A timer has expired, or the time has changed. The kernel has it bound.
     #[doc(alias = "VIRQ_TIMER")]
     pub const TIMER: Self = Self(0);
-    /// The domain is asked to say what it does. Some kernels have it.
+    /// A request to print the domain's state. Some kernels have it bound.
     #[doc(alias = "VIRQ_DEBUG")]
     pub const DEBUG: Self = Self(1);
-    /// Global: something was typed at the emergency console. Domain 0's kernel has it.
+    /// Global: something was typed at the emergency console. Domain 0's kernel has it bound.
     #[doc(alias = "VIRQ_CONSOLE")]
     pub const CONSOLE: Self = Self(2);
-    /// Global: something became of a domain, such as its end. xenstored has it.
+    /// Global: the state of a domain changed, for example it ended. xenstored has it bound.
     #[doc(alias = "VIRQ_DOM_EXC")]
     pub const DOM_EXC: Self = Self(3);
     /// Global: the trace buffer has records.
@@ -131,16 +132,16 @@ impl Virq {
     /// A sample of the profiler.
     #[doc(alias = "VIRQ_XENOPROF")]
     pub const XENOPROF: Self = Self(7);
-    /// Global: there is more in Xen's console ring.
+    /// Global: Xen's console ring has more bytes.
     #[doc(alias = "VIRQ_CON_RING")]
     pub const CON_RING: Self = Self(8);
-    /// Global: a physical CPU came or went.
+    /// Global: a physical CPU was added or removed.
     #[doc(alias = "VIRQ_PCPU_STATE")]
     pub const PCPU_STATE: Self = Self(9);
     /// Global: something happened to memory that is shared between domains.
     #[doc(alias = "VIRQ_MEM_EVENT")]
     pub const MEM_EVENT: Self = Self(10);
-    /// A message of Argo's.
+    /// A message of Argo.
     #[doc(alias = "VIRQ_ARGO")]
     pub const ARGO: Self = Self(11);
     /// Global: Xen is short of memory.
@@ -150,7 +151,7 @@ impl Virq {
     #[doc(alias = "VIRQ_XENPMU")]
     pub const XENPMU: Self = Self(13);
 
-    /// Creates the virtual interrupt numbered `virq`, of which there need be none.
+    /// Creates the virtual interrupt numbered `virq`, which need not exist.
     #[must_use]
     pub const fn new(virq: u32) -> Self {
         Self(virq)
@@ -163,9 +164,9 @@ impl Virq {
     }
 }
 
-/// A grant reference: the granting domain's name for one page it lets one other domain map.
+/// A grant reference: the granting domain's name for one page that it lets one other domain map.
 ///
-/// It means something only together with the granting domain's [`DomId`].
+/// It has a meaning only together with the granting domain's [`DomId`].
 ///
 /// C: `grant_ref_t`, xen/include/public/grant_table.h.
 #[doc(alias = "grant_ref_t")]
@@ -250,7 +251,7 @@ number!(Port, u32, "port");
 number!(Virq, u32, "virtual interrupt");
 number!(GrantRef, u32, "grant reference");
 
-/// A function of a PCI device, by its place. Displayed as `0000:03:00.1`.
+/// A function of a PCI device, named by its location. Displayed as `0000:03:00.1`.
 #[doc(alias = "XEN_DMOP_PCI_SBDF")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciFunction(u32);
@@ -266,7 +267,7 @@ impl PciFunction {
         Some(Self(segment | bus | (device as u32) << 3 | function as u32))
     }
 
-    /// Returns the function with this address, as a request for configuration space has it.
+    /// Returns the function with this address, in the form of a request for configuration space.
     #[must_use]
     pub const fn from_sbdf(sbdf: u32) -> Self {
         Self(sbdf)

@@ -20,8 +20,7 @@
 //! # Ok::<(), xen_sys::Error>(())
 //! ```
 //!
-//! None of the requests waits for anything but the hypervisor itself, except
-//! [`GntDev::dmabuf_wait_released`].
+//! Each request waits for the hypervisor only, except [`GntDev::dmabuf_wait_released`].
 //!
 //! # Safety
 //!
@@ -71,8 +70,8 @@ use crate::{DevRoot, Error, GrantRef, Result, abi};
 
 /// The most pages one share or one mapping may have: 256 MiB.
 ///
-/// Bounds what a caller's number can make us allocate; the drivers' own limits (`limit` of
-/// xen-gntalloc and xen-gntdev) are lower unless an administrator raised them.
+/// Limits how much memory a caller's number can make this crate allocate. The drivers' own limits
+/// (`limit` of xen-gntalloc and xen-gntdev) are lower unless an administrator raised them.
 pub const MAX_PAGES: usize = 1 << 16;
 
 /// A driver, as a type.
@@ -97,7 +96,7 @@ impl<D: Driver> Node<D> {
         })
     }
 
-    /// Takes a descriptor that was opened elsewhere, if it is of the very device that
+    /// Takes a descriptor that was opened elsewhere, if it is of the same device that
     /// [`open`](Self::open) would open.
     fn adopt(root: &DevRoot, fd: OwnedFd) -> Result<Self> {
         let file = File::from(fd);
@@ -145,7 +144,7 @@ unsafe trait Exchange: Copy + IntoBytes + FromBytes + Immutable + KnownLayout {
     const OPCODE: Opcode;
     const NAME: &'static str;
 
-    /// How many bytes follow the head.
+    /// Returns how many bytes follow the head.
     fn tail(&self) -> usize;
 }
 
@@ -237,7 +236,7 @@ unsafe impl Exchange for abi::gntalloc::AllocGrefHead {
     }
 }
 
-/// `ioctl(2)`: the result, which is not negative, or the errno.
+/// Calls `ioctl(2)`: returns the result, which is not negative, or the errno.
 ///
 /// # Safety
 ///
@@ -367,7 +366,7 @@ fn references(bytes: &[u8]) -> Box<[GrantRef]> {
         .collect()
 }
 
-/// Reads a module's parameter, as an unsigned number: the drivers compare it so.
+/// Reads a module's parameter as an unsigned number, as the drivers compare it.
 fn parameter(path: &'static str) -> Result<u32> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::os(path, e))?;
     let number: std::result::Result<i64, _> = text.trim().parse();
@@ -375,7 +374,7 @@ fn parameter(path: &'static str) -> Result<u32> {
     number.map(|number| number as u32).map_err(invalid)
 }
 
-/// Refuses a page count that is zero or beyond [`MAX_PAGES`].
+/// Fails for a page count that is zero or beyond [`MAX_PAGES`].
 fn checked_count(op: &'static str, pages: usize) -> Result<u32> {
     if pages == 0 || pages > MAX_PAGES {
         return Err(Error::Invalid {

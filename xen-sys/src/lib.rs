@@ -1,8 +1,9 @@
-//! Xen's ABI types, the `/dev/xen` device layer, privcmd and the handle every crate opens from.
+//! Xen's ABI types, the `/dev/xen` device layer, privcmd and the handle from which every crate
+//! opens its objects.
 //!
-//! Most programs need three things from here: [`Xen`] to open the other crates' objects from,
-//! the identifiers [`DomId`], [`Port`] and [`GrantRef`], and [`Error`]. The rest is the layer the
-//! sibling crates stand on.
+//! Most programs need three things from here: [`Xen`] to open the other crates' objects from, the
+//! identifiers [`DomId`], [`Port`] and [`GrantRef`], and [`Error`]. The rest is the layer on which
+//! the sibling crates are built.
 //!
 //! ```text
 //!   xen-evtchn   xen-gnttab   xen-store          safe code, no ioctl, no pointer
@@ -43,7 +44,7 @@
 //! # Fork
 //!
 //! Every descriptor is close-on-exec and every mapping is left out of a forked child
-//! (`MADV_DONTFORK`). A child that goes on without exec opens its own [`Xen`].
+//! (`MADV_DONTFORK`). A child that continues without exec must open its own [`Xen`].
 
 pub mod abi;
 pub mod device_model;

@@ -1,14 +1,14 @@
-//! Memory from `mmap(2)`, unmapped on drop: [`memmap2`] with what Xen asks for on top.
+//! Memory from `mmap(2)`, unmapped on drop: [`memmap2`] with Xen's additional requirements.
 //!
-//! [`Pages`] is a mapping another domain may write to: it gives out its address and length and
-//! never a reference, as [`memmap2::MmapRaw`]. [`HypercallBuffer`] is memory of this process that
-//! a hypercall may name, so it gives out byte slices.
+//! [`Pages`] is a mapping another domain may write to: it returns its address and length and never
+//! a reference, as [`memmap2::MmapRaw`] does. [`HypercallBuffer`] is memory of this process that a
+//! hypercall may name, so it returns byte slices.
 //!
 //! # Safety
 //!
 //! memmap2 makes and removes the mappings. Two things it cannot do safely are left: vouching that
-//! nobody else writes to a hypercall buffer, and (for the simulated host) placing several ranges
-//! of a file side by side, for which it has no function.
+//! nobody else writes to a hypercall buffer, and (for the simulated host) placing several ranges of
+//! a file side by side, for which it has no function.
 
 #![allow(unsafe_code)]
 
@@ -20,10 +20,10 @@ use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
 
 use crate::{DevRoot, Error, PAGE_SIZE, Result};
 
-/// A child has none of the pages.
+/// Keeps the pages out of forked children.
 #[cfg(target_os = "linux")]
 const NOT_IN_CHILDREN: Advice = Advice::DontFork;
-/// No pages of a device are mapped on other systems.
+/// On other systems no pages of a device are mapped.
 #[cfg(not(target_os = "linux"))]
 const NOT_IN_CHILDREN: Advice = Advice::Normal;
 
@@ -52,7 +52,7 @@ fn map(fd: BorrowedFd<'_>, offset: u64, len: usize, protection: Protection) -> i
 pub struct Pages(MmapRaw);
 
 impl Pages {
-    /// Maps `len` bytes, at least 1, of `fd` from `offset`, shared with whoever else maps them.
+    /// Maps `len` bytes, at least 1, of `fd` from `offset`, shared with all others that map them.
     ///
     /// # Errors
     ///
@@ -72,9 +72,9 @@ impl Pages {
         Ok(Self(pages))
     }
 
-    /// Takes `len` bytes of address space, at least 1, for pages that requests of privcmd put
+    /// Reserves `len` bytes of address space, at least 1, for pages that requests of privcmd put
     /// there. The driver keeps its mappings out of children (`privcmd_mmap` in
-    /// drivers/xen/privcmd.c sets `VM_DONTCOPY`); to ask for it costs a call.
+    /// drivers/xen/privcmd.c sets `VM_DONTCOPY`), so the system call that requests it is saved.
     ///
     /// # Errors
     ///
@@ -88,7 +88,7 @@ impl Pages {
     }
 
     /// Maps pages of `fd` side by side, by their numbers, in any order and any number of times.
-    /// Where there is no number stays a page of private memory.
+    /// Where there is no number, a page of private memory stays.
     ///
     /// # Errors
     ///
@@ -105,7 +105,7 @@ impl Pages {
             Protection::Read => libc::PROT_READ,
             Protection::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
         };
-        // Address space of our own first, which the pages then replace.
+        // First our own address space, which the pages then replace.
         let pages: MmapRaw = MmapOptions::new()
             .len(frames.len() * PAGE_SIZE)
             .map_anon()?
@@ -116,7 +116,7 @@ impl Pages {
                 at += 1;
                 continue;
             };
-            // Neighbours in the file are one mapping.
+            // Adjacent pages of the file form one mapping.
             let next = |i: &usize| frames[*i] == frames[*i - 1].and_then(|f| f.checked_add(1));
             let run = (at + 1..frames.len())
                 .take_while(|i| frames[*i].is_some() && next(i))
@@ -145,15 +145,16 @@ impl Pages {
         Ok(Self(pages))
     }
 
-    /// Returns the first byte. Valid for [`len`](Self::len) bytes, by the protection it was mapped
-    /// with, while this value lives. Another process or domain may write there at any time.
+    /// Returns the address of the first byte. It is valid for [`len`](Self::len) bytes, with the
+    /// protection it was mapped with, while this value lives. Another process or domain may write
+    /// there at any time.
     #[must_use]
     pub fn as_ptr(&self) -> NonNull<u8> {
         // The kernel chose the address, and never chooses zero.
         NonNull::new(self.0.as_mut_ptr()).unwrap_or(NonNull::dangling())
     }
 
-    /// Bytes mapped, as asked for.
+    /// Returns the number of bytes mapped, as requested.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a mapping has at least a page")]
     pub fn len(&self) -> usize {
@@ -164,9 +165,9 @@ impl Pages {
 /// Zeroed memory that Xen can reach during a hypercall.
 ///
 /// Xen does not fault pages in: memory named in a hypercall must be mapped for the whole call.
-/// `/dev/xen/hypercall` (Linux 4.18 and later) gives such memory. Without it the pages are
-/// locked, which the kernel may still undo for a moment to move them; the call then fails with
-/// `EFAULT` and may be made again.
+/// `/dev/xen/hypercall` (Linux 4.18 and later) provides such memory. Without it the pages are
+/// locked, which the kernel may still undo for a moment to move them. The call then fails with
+/// `EFAULT` and may be repeated.
 #[doc(alias = "xencall_alloc_buffer")]
 #[doc(alias = "xencall_alloc_buffer_pages")]
 #[doc(alias = "xencall_free_buffer")]
@@ -212,7 +213,7 @@ impl HypercallBuffer {
         buffer.map(Self).map_err(|e| Error::os(OP, e))
     }
 
-    /// Bytes in the buffer.
+    /// Returns the number of bytes in the buffer.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a buffer has at least a page")]
     pub fn len(&self) -> usize {

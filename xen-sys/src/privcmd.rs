@@ -28,24 +28,23 @@
 //! | its monitor | [`enable_monitor`](Privcmd::enable_monitor), [`enable_event`](Privcmd::enable_event), [`set_mem_access`](Privcmd::set_mem_access), ... |
 //! | anything else | [`hypercall`](Privcmd::hypercall) and [`multicall`](Privcmd::multicall), which are `unsafe` |
 //!
-//! Nothing else in the workspace needs this device: event channels, grants and the store have
-//! devices of their own. In a domain that is not privileged, kernels with the fix for XSA-482
-//! refuse hypercalls through it altogether: [`Error::HypercallsRefused`].
+//! Nothing else in the workspace needs this device: event channels, grants and the store have their
+//! own devices. In a domain that is not privileged, kernels with the fix for XSA-482 refuse every
+//! hypercall through it: [`Error::HypercallsRefused`].
 //!
 //! # Versions
 //!
-//! Xen's interfaces for its toolstack, domctl and sysctl, have version numbers, and Xen answers
-//! one version only. The first such call asks for the version
+//! Xen's interfaces for its toolstack, domctl and sysctl, have version numbers, and Xen supports
+//! one version only. The first such call determines the version
 //! ([`interfaces`](Privcmd::interfaces)), so one program serves Xen 4.17 to 4.22.
 //!
 //! # Restriction
 //!
-//! A restricted handle is a type of its own, so that what the kernel would refuse does not
-//! compile:
+//! A restricted handle has its own type, so that calls that the kernel would refuse do not compile:
 //!
 //! ```text
 //!   Privcmd ── restrict(dom) ──> RestrictedPrivcmd ──> DeviceModel
-//!                                for good; no hypercall any more
+//!                                permanent; no hypercall any more
 //! ```
 //!
 //! [`DeviceModel`](crate::device_model::DeviceModel) has the device-model operations.
@@ -93,7 +92,7 @@ use crate::{DomId, Error, Result, Xen};
 
 /// An open privcmd device, unrestricted.
 ///
-/// Any number of threads may make calls at once.
+/// Any number of threads may make calls at the same time.
 #[doc(alias = "xencall_handle")]
 #[doc(alias = "xencall_close")]
 #[doc(alias = "xencall_fd")]
@@ -117,7 +116,7 @@ pub struct Interfaces {
 }
 
 impl Privcmd {
-    /// Opens the device, which usually takes root. On a simulated host, a process of domain 0 may
+    /// Opens the device, which usually needs root. On a simulated host, a process of domain 0 may
     /// make the typed calls.
     ///
     /// # Errors
@@ -130,13 +129,13 @@ impl Privcmd {
         Ok(Self { backend })
     }
 
-    /// Takes a descriptor of the device that some other program opened: what is restricted here is
-    /// restricted there.
+    /// Takes a descriptor of the device that another program opened. A restriction here restricts
+    /// that program's file too.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] if it is of something else; [`Error::Unsupported`] on a simulated host;
-    /// as [`open`](Self::open).
+    /// [`Error::Invalid`] for a descriptor of another file; [`Error::Unsupported`] on a simulated
+    /// host; those of [`open`](Self::open).
     pub fn adopt(xen: &Xen, fd: OwnedFd) -> Result<Self> {
         let backend = Backend::adopt(xen, fd)?;
         Ok(Self { backend })
@@ -146,13 +145,13 @@ impl Privcmd {
         &self.backend
     }
 
-    /// Returns the versions of Xen's interfaces, asked for once.
+    /// Returns the versions of Xen's interfaces, determined once.
     ///
     /// # Errors
     ///
-    /// [`Error::InterfaceVersion`] when Xen's is none that is known here;
-    /// [`Error::HypercallsRefused`] where the kernel refuses hypercalls. A domain that may make no
-    /// such call is told the versions all the same.
+    /// [`Error::InterfaceVersion`] when this crate does not support Xen's;
+    /// [`Error::HypercallsRefused`] where the kernel refuses hypercalls. Xen reports the versions
+    /// even to a domain that may make no such call.
     pub fn interfaces(&self) -> Result<Interfaces> {
         Ok(Interfaces {
             domctl: self.backend.domctl_version()?,
@@ -160,8 +159,8 @@ impl Privcmd {
         })
     }
 
-    /// Memory to name in a [`hypercall`](Self::hypercall): zeroed, at least `len` bytes, whole
-    /// pages. It is pooled: making one and dropping it costs little.
+    /// Returns memory to name in a [`hypercall`](Self::hypercall): zeroed, at least `len` bytes,
+    /// whole pages. It is pooled: making one and dropping it costs little.
     ///
     /// # Errors
     ///
@@ -176,13 +175,13 @@ impl Privcmd {
         Ok(buffer)
     }
 
-    /// Gives up, for good and for every copy of the descriptor, all but device-model operations
-    /// and memory mappings on `domain`.
+    /// Permanently restricts this file, with every copy of the descriptor, to device-model
+    /// operations and memory mappings on `domain`.
     ///
     /// # Errors
     ///
     /// [`Error::Unsupported`] before Linux 4.16; [`Error::NotPermitted`] (`EINVAL`) if it is
-    /// restricted to another domain already. The unrestricted handle is closed in any case.
+    /// restricted to another domain already. The unrestricted handle is closed even then.
     #[doc(alias = "IOCTL_PRIVCMD_RESTRICT")]
     pub fn restrict(self, domain: DomId) -> Result<RestrictedPrivcmd> {
         if let Ok(dev) = self.backend.device("IOCTL_PRIVCMD_RESTRICT") {
@@ -195,7 +194,7 @@ impl Privcmd {
     }
 }
 
-/// The error of a restriction that the kernel refuses.
+/// Converts the error of a failed restriction.
 fn restrict_error(error: Error) -> Error {
     match error {
         Error::Os { op, source } => match source.raw_os_error() {
@@ -207,14 +206,14 @@ fn restrict_error(error: Error) -> Error {
     }
 }
 
-/// The device. On a simulated host, a descriptor that refuses every request.
+/// The device. On a simulated host, a descriptor on which every request fails.
 impl AsFd for Privcmd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.backend.fd()
     }
 }
 
-/// A privcmd device that can reach one domain only and make no hypercall of its own choice.
+/// A privcmd device that can reach one domain only and make no arbitrary hypercall.
 ///
 /// On a simulated host the type alone is the restriction.
 #[derive(Debug)]
@@ -224,7 +223,7 @@ pub struct RestrictedPrivcmd {
 }
 
 impl RestrictedPrivcmd {
-    /// A file that is not restricted, for tests with what is no privcmd.
+    /// A file that is not restricted, for tests with a file that is no privcmd.
     #[cfg(test)]
     pub(crate) fn unrestricted(privcmd: Privcmd, domain: DomId) -> Self {
         let backend = privcmd.backend;
@@ -237,8 +236,8 @@ impl RestrictedPrivcmd {
         self.domain
     }
 
-    /// Declares that the domain has crashed, which its device model may do. The toolstack then does
-    /// with it what its configuration says.
+    /// Declares that the domain has crashed, which its device model may do. The toolstack then acts
+    /// on the domain's configuration.
     ///
     /// # Errors
     ///
@@ -254,13 +253,13 @@ impl RestrictedPrivcmd {
         done.map_err(|e| e.about(self.domain))
     }
 
-    /// The device, for what a simulated host does not do.
+    /// Returns the device, for operations that a simulated host does not have.
     pub(crate) fn device(&self, op: &'static str) -> Result<&PrivCmd> {
         self.backend.device(op)
     }
 
-    /// Returns whether hypercalls are refused, as they have to be: the proof that the kernel
-    /// restricts this file. False on a simulated host, which has no kernel.
+    /// Returns whether hypercalls fail, as they must: the proof that the kernel restricts this
+    /// file. False on a simulated host, which has no kernel.
     #[must_use]
     pub fn refuses_hypercalls(&self) -> bool {
         self.backend.refuses_hypercalls()

@@ -60,8 +60,8 @@ pub struct Altp2mOp {
 }
 
 impl Altp2mOp {
-    /// The operation `cmd` on `domain`; what of `body` does not fit is left out, which is nothing
-    /// for the bodies here.
+    /// Makes the operation `cmd` on `domain`. Bytes of `body` that do not fit are left out; all
+    /// bodies here fit.
     pub(crate) fn new(cmd: u32, domain: DomId, body: &(impl IntoBytes + Immutable)) -> Self {
         let mut u = [0u64; 8];
         let (room, bytes) = (u.as_mut_bytes(), body.as_bytes());
@@ -83,14 +83,14 @@ impl Altp2mOp {
     }
 }
 
-/// The switch of a domain's views.
+/// Whether a domain's views are on.
 ///
 /// C: `struct xen_hvm_altp2m_domain_state`.
 #[doc(alias = "xen_hvm_altp2m_domain_state")]
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Altp2mState {
-    /// Not zero if so.
+    /// Not zero if they are.
     pub state: u8,
 }
 
@@ -124,7 +124,7 @@ pub struct Altp2mAccess {
     pub gfn: u64,
 }
 
-/// Shows one frame in the place of another.
+/// Shows one frame in place of another.
 ///
 /// C: `struct xen_hvm_altp2m_change_gfn`.
 #[doc(alias = "xen_hvm_altp2m_change_gfn")]
@@ -154,7 +154,7 @@ pub struct Altp2mIndex {
     pub vcpu_id: u32,
     /// Out: the view's number.
     pub altp2m_idx: u16,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u16,
 }
 

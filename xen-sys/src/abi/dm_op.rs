@@ -27,8 +27,7 @@ pub struct DmOpArgument {
 }
 
 impl DmOpArgument {
-    /// The operation `op`; what of `body` does not fit is left out, which is nothing for the
-    /// bodies here.
+    /// Makes the operation `op`. Bytes of `body` that do not fit are left out; all bodies here fit.
     pub(crate) fn new(op: u32, body: &(impl IntoBytes + Immutable)) -> Self {
         let mut u = [0u64; 3];
         let bytes = body.as_bytes();
@@ -169,12 +168,12 @@ bodies! {
     /// Declares pages written to by the device model; the extents are in a second buffer.
     XEN_DMOP_MODIFIED_MEMORY = 11, "XEN_DMOP_modified_memory":
     ModifiedMemory, "xen_dm_op_modified_memory" {
-        /// In: extents; out: of no use, since Xen writes it back only when it succeeds.
+        /// In: extents; out: not useful, since Xen writes it back only when it succeeds.
         nr_extents: u32,
         /// Zero.
         opaque: u32,
     }
-    /// Has Xen treat memory in a certain way.
+    /// Sets how Xen treats memory.
     XEN_DMOP_SET_MEM_TYPE = 12, "XEN_DMOP_set_mem_type":
     SetMemType, "xen_dm_op_set_mem_type" {
         /// Pages.
@@ -258,7 +257,7 @@ bodies! {
         /// Zero.
         pad: u32,
     }
-    /// Sets the level of a shared peripheral interrupt of Arm's.
+    /// Sets the level of a shared peripheral interrupt on Arm.
     XEN_DMOP_SET_IRQ_LEVEL = 19, "XEN_DMOP_set_irq_level":
     SetIrqLevel, "xen_dm_op_set_irq_level" {
         /// The interrupt.

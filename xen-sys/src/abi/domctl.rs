@@ -40,8 +40,8 @@ pub struct Domctl {
 }
 
 impl Domctl {
-    /// The operation `cmd` on `domain`; what of `body` does not fit is left out, which is nothing
-    /// for the bodies here.
+    /// Makes the operation `cmd` on `domain`. Bytes of `body` that do not fit are left out; all
+    /// bodies here fit.
     pub(crate) fn new(
         cmd: u32,
         version: u32,
@@ -112,10 +112,10 @@ pub struct Pause;
 #[repr(C)]
 pub struct Unpause;
 
-/// Bytes in `struct xen_arch_domainconfig`, rounded up as they are in [`GetDomainInfo`].
+/// Bytes in `struct xen_arch_domainconfig`, rounded up as in [`GetDomainInfo`].
 #[cfg(not(any(target_arch = "aarch64", target_arch = "arm")))]
 pub const ARCH_CONFIG_LEN: usize = 8;
-/// Bytes in `struct xen_arch_domainconfig`, rounded up as they are in [`GetDomainInfo`].
+/// Bytes in `struct xen_arch_domainconfig`, rounded up as in [`GetDomainInfo`].
 #[cfg(any(target_arch = "aarch64", target_arch = "arm"))]
 pub const ARCH_CONFIG_LEN: usize = 16;
 
@@ -191,7 +191,7 @@ pub struct MaxMem {
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct GetVcpuInfo {
-    /// In: which.
+    /// In: the virtual CPU.
     pub vcpu: u32,
     /// Out: whether it is online.
     pub online: u8,
@@ -199,13 +199,13 @@ pub struct GetVcpuInfo {
     pub blocked: u8,
     /// Out: whether it is on a CPU now.
     pub running: u8,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u8,
     /// Out: nanoseconds it ran.
     pub cpu_time: u64,
     /// Out: the CPU it is on, or was on last.
     pub cpu: u32,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad2: u32,
 }
 
@@ -222,7 +222,7 @@ pub struct GetDomainState {
     pub caps: u16,
     /// Zero.
     pub pad0: u32,
-    /// Out: a number no other domain gets until the host is started again.
+    /// Out: a number that no other domain gets until the host is restarted.
     pub unique_id: u64,
 }
 
@@ -270,14 +270,14 @@ pub const XEN_VM_EVENT_GET_VERSION: u32 = 3;
 /// The monitor's ring.
 pub const XEN_DOMCTL_VM_EVENT_OP_MONITOR: u32 = 2;
 
-/// The need of a domain for a monitor, where its memory's permissions want one.
+/// Whether a domain must have a monitor if its memory's permissions need one.
 ///
 /// C: `struct xen_domctl_set_access_required`.
 #[doc(alias = "xen_domctl_set_access_required")]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SetAccessRequired {
-    /// 1: an access that the monitor should see and cannot ends the domain.
+    /// 1: an access that needs the monitor's attention while there is no monitor ends the domain.
     pub access_required: u8,
 }
 
@@ -326,7 +326,7 @@ pub const XEN_DOMCTL_MONITOR_EVENT_PRIVILEGED_CALL: u32 = 7;
 pub const XEN_DOMCTL_MONITOR_EVENT_INTERRUPT: u32 = 8;
 /// A register of a descriptor table.
 pub const XEN_DOMCTL_MONITOR_EVENT_DESC_ACCESS: u32 = 9;
-/// An instruction that the emulator does not know.
+/// An instruction that the emulator does not implement.
 pub const XEN_DOMCTL_MONITOR_EVENT_EMUL_UNIMPLEMENTED: u32 = 10;
 /// A fault in the guest's own page tables; reported unless it is disabled.
 pub const XEN_DOMCTL_MONITOR_EVENT_INGUEST_PAGEFAULT: u32 = 11;
@@ -365,7 +365,7 @@ pub const XEN_DOMCTL_GET_ADDRESS_SIZE: u32 = 36;
 /// [`AssignDevice`]: gives the device to a domain.
 #[doc(alias = "XEN_DOMCTL_assign_device")]
 pub const XEN_DOMCTL_ASSIGN_DEVICE: u32 = 37;
-/// [`AssignDevice`]: asks whether that could be done.
+/// [`AssignDevice`]: checks whether that could be done.
 #[doc(alias = "XEN_DOMCTL_test_assign_device")]
 pub const XEN_DOMCTL_TEST_ASSIGN_DEVICE: u32 = 45;
 /// [`SetTarget`].
@@ -385,9 +385,9 @@ pub const XEN_DOMCTL_GETHVMCONTEXT_PARTIAL: u32 = 55;
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct VcpuContext {
-    /// In: which.
+    /// In: the virtual CPU.
     pub vcpu: u32,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u32,
     /// In: the address of the architecture's struct.
     pub ctxt: u64,
@@ -424,9 +424,9 @@ pub struct AddressSize {
 pub struct HvmContext {
     /// In: bytes in the buffer; out: bytes needed or written.
     pub size: u32,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u32,
-    /// In: the address of the buffer, or zero to ask for the size.
+    /// In: the address of the buffer, or zero to request the size.
     pub buffer: u64,
 }
 
@@ -443,7 +443,7 @@ pub struct HvmContextPartial {
     pub instance: u32,
     /// In: bytes in the buffer; out: bytes needed or written.
     pub bufsz: u64,
-    /// In: the address of the buffer, or zero to ask for the size.
+    /// In: the address of the buffer, or zero to request the size.
     pub buffer: u64,
 }
 
@@ -475,7 +475,7 @@ pub struct IomemPermission {
     pub nr_mfns: u64,
     /// In: not zero to allow.
     pub allow_access: u8,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: [u8; 7],
 }
 
@@ -492,7 +492,7 @@ pub struct IoportPermission {
     pub nr_ports: u32,
     /// In: not zero to allow.
     pub allow_access: u8,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: [u8; 3],
 }
 
@@ -518,13 +518,13 @@ pub struct AssignDevice {
     pub pad2: u64,
 }
 
-/// Makes a domain another one's device model.
+/// Makes a domain the device model of another.
 ///
 /// C: `struct xen_domctl_set_target`.
 #[doc(alias = "xen_domctl_set_target")]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SetTarget {
-    /// In: the other one.
+    /// In: the guest.
     pub target: DomId,
 }

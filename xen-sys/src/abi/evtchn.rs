@@ -12,7 +12,7 @@ pub struct BindVirq {
     pub virq: u32,
 }
 
-/// Binds a fresh local port to a port another domain holds open for us; the call returns the
+/// Binds a fresh local port to a port that another domain holds open for us; the call returns the
 /// local port.
 #[doc(alias = "ioctl_evtchn_bind_interdomain")]
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +51,7 @@ pub struct Notify {
     pub port: u32,
 }
 
-/// Limits the open file for good: only to bind interdomain to one domain.
+/// Permanently limits the open file: it can only bind interdomain, to one domain.
 #[doc(alias = "ioctl_evtchn_restrict_domid")]
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]

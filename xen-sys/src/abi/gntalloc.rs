@@ -7,7 +7,7 @@ use super::gntdev::UnmapAction;
 use super::{Opcode, opcode};
 use crate::DomId;
 
-/// The fixed part of the argument that asks for pages to share; the kernel writes `count`
+/// The fixed part of the argument that requests pages to share; the kernel writes `count`
 /// references of four bytes after it.
 ///
 /// C: `struct ioctl_gntalloc_alloc_gref`, whose last member is `gref_ids[1]`.
@@ -21,7 +21,7 @@ pub struct AllocGrefHead {
     pub flags: AllocFlags,
     /// How many pages.
     pub count: u32,
-    /// Out: the offset to give `mmap(2)`.
+    /// Out: the offset to pass to `mmap(2)`.
     pub index: u64,
 }
 
@@ -43,7 +43,7 @@ pub struct AllocFlags(u16);
 
 bitflags! {
     impl AllocFlags: u16 {
-        /// It may write to them.
+        /// The other domain may write to them.
         #[doc(alias = "GNTALLOC_FLAG_WRITABLE")]
         const WRITABLE = 1 << 0;
     }
@@ -56,7 +56,7 @@ bitflags! {
 pub struct DeallocGref {
     /// The index.
     pub index: u64,
-    /// How many pages: all that were asked for.
+    /// How many pages: all that were requested.
     pub count: u32,
     /// C's implicit padding; zero.
     pub pad: u32,

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::{Opcode, opcode};
 use crate::GrantRef;
 
-/// One page to map: whose, and under which reference.
+/// One page to map: the granting domain and its reference.
 #[doc(alias = "ioctl_gntdev_grant_ref")]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -17,7 +17,7 @@ pub struct GrantRefEntry {
     pub gref: u32,
 }
 
-/// The fixed part of the argument that asks for pages to be mapped; `count` entries of
+/// The fixed part of the argument that requests pages to be mapped; `count` entries of
 /// [`GrantRefEntry`] follow it in memory.
 ///
 /// C: `struct ioctl_gntdev_map_grant_ref`, whose last member is `refs[1]`.
@@ -29,7 +29,7 @@ pub struct MapGrantRefHead {
     pub count: u32,
     /// Zero.
     pub pad: u32,
-    /// Out: the offset to give `mmap(2)`.
+    /// Out: the offset to pass to `mmap(2)`.
     pub index: u64,
 }
 
@@ -40,7 +40,7 @@ pub struct MapGrantRefHead {
 pub struct UnmapGrantRef {
     /// The index.
     pub index: u64,
-    /// How many pages: all that were asked for.
+    /// How many pages: all that were requested.
     pub count: u32,
     /// Zero.
     pub pad: u32,
@@ -90,7 +90,7 @@ pub struct GrantCopySegment {
     pub flags: u16,
     /// Out: `GNTST_*`, xen/include/public/grant_table.h.
     pub status: i16,
-    /// C leaves it implicit; the driver neither looks at it nor writes it.
+    /// Padding, implicit in C; the driver neither reads nor writes it.
     pub pad: u16,
 }
 
@@ -122,7 +122,7 @@ pub const GNTCOPY_DEST_GREF: u16 = 1 << 1;
 pub struct GrantCopy {
     /// How many segments.
     pub count: u32,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u32,
     /// The address of the first [`GrantCopySegment`].
     pub segments: u64,

@@ -31,7 +31,7 @@ pub const FILE_MAGIC: u32 = 0x5438_1286;
 /// [`Header::version`].
 #[doc(alias = "HVM_FILE_VERSION")]
 pub const FILE_VERSION: u32 = 1;
-/// [`Cpu::flags`]: `fpu_regs` is meant.
+/// [`Cpu::flags`]: `fpu_regs` is valid.
 #[doc(alias = "XEN_X86_FPU_INITIALISED")]
 pub const FPU_INITIALISED: u32 = 1;
 
@@ -132,7 +132,7 @@ pub struct Cpu {
     pub sysenter_esp: u64,
     pub sysenter_eip: u64,
     pub shadow_gs: u64,
-    /// Without a meaning any more.
+    /// No longer used.
     pub msr_flags: u64,
     pub msr_lstar: u64,
     pub msr_star: u64,

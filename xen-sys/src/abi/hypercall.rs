@@ -1,6 +1,6 @@
 //! Hypercalls: their numbers (xen/include/public/xen.h) and the structs of the small ones.
 //!
-//! Version, domctl and sysctl have modules of their own.
+//! Version, domctl and sysctl have their own modules.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -33,7 +33,7 @@ pub const HYPERVISOR_SYSCTL: u64 = 35;
 /// `domctl(arg)`: xen/include/public/domctl.h.
 #[doc(alias = "__HYPERVISOR_domctl")]
 pub const HYPERVISOR_DOMCTL: u64 = 36;
-/// `dm_op`. Through privcmd it has a request of its own.
+/// `dm_op`. Privcmd has a separate request for it.
 #[doc(alias = "__HYPERVISOR_dm_op")]
 pub const HYPERVISOR_DM_OP: u64 = 41;
 
@@ -46,13 +46,13 @@ pub const HYPERVISOR_DM_OP: u64 = 41;
 pub struct MulticallEntry {
     /// `__HYPERVISOR_*`.
     pub op: u64,
-    /// Written by Xen: what the hypercall returned; negative errors as Xen's errno.
+    /// Written by Xen: the result of the hypercall; negative errors as Xen's errno.
     pub result: u64,
     /// The arguments; addresses are of this process.
     pub args: [u64; 6],
 }
 
-/// The domain that a memory operation asks about.
+/// The domain that a memory operation is about.
 ///
 /// C: `struct xen_memory_domain`.
 #[doc(alias = "xen_memory_domain")]
@@ -80,7 +80,7 @@ pub struct MemoryReservation {
     pub mem_flags: u32,
     /// In: the domain.
     pub domid: DomId,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: [u16; 3],
 }
 
@@ -146,7 +146,7 @@ pub const XENMEM_RESOURCE_GRANT_TABLE_ID_STATUS: u32 = 1;
 pub struct GnttabQuerySize {
     /// In: the domain, or [`DomId::SELF`].
     pub dom: DomId,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u16,
     /// Out: frames there are.
     pub nr_frames: u32,
@@ -154,13 +154,13 @@ pub struct GnttabQuerySize {
     pub max_nr_frames: u32,
     /// Out: `GNTST_*`.
     pub status: i16,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad2: u16,
 }
 
 /// [`GnttabQuerySize`].
 pub const GNTTABOP_QUERY_SIZE: u64 = 6;
-/// Done.
+/// Success.
 pub const GNTST_OKAY: i16 = 0;
 /// No such domain.
 pub const GNTST_BAD_DOMAIN: i16 = -2;
@@ -176,7 +176,7 @@ pub const GNTST_PERMISSION_DENIED: i16 = -8;
 pub struct SchedRemoteShutdown {
     /// The domain.
     pub domain_id: DomId,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u16,
     /// `SHUTDOWN_*`.
     pub reason: u32,
@@ -194,7 +194,7 @@ pub const SCHEDOP_REMOTE_SHUTDOWN: u64 = 4;
 pub struct EvtchnStatus {
     /// In: the domain, or [`DomId::SELF`].
     pub dom: DomId,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u16,
     /// In: its port.
     pub port: Port,
@@ -249,14 +249,14 @@ pub const HVMOP_GET_PARAM: u64 = 1;
 #[doc(alias = "__HYPERVISOR_physdev_op")]
 pub const HYPERVISOR_PHYSDEV_OP: u64 = 33;
 
-/// Makes an event channel's unbound end.
+/// Makes the unbound end of an event channel.
 ///
 /// C: `struct evtchn_alloc_unbound`.
 #[doc(alias = "evtchn_alloc_unbound")]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct EvtchnAllocUnbound {
-    /// In: the domain whose port it is to be.
+    /// In: the domain that owns the port.
     pub dom: DomId,
     /// In: the domain that may bind to it.
     pub remote_dom: DomId,
@@ -295,7 +295,7 @@ pub const GNTTABOP_GET_VERSION: u64 = 10;
 pub struct PhysdevMapPirq {
     /// In: the domain, or [`DomId::SELF`].
     pub domid: DomId,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u16,
     /// In: `MAP_PIRQ_TYPE_*`.
     pub kind: i32,
@@ -309,7 +309,7 @@ pub struct PhysdevMapPirq {
     pub devfn: i32,
     /// In: the entry of its table.
     pub entry_nr: i32,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad2: u32,
     /// In: the machine address of its table, or zero.
     pub table_base: u64,
@@ -324,7 +324,7 @@ pub struct PhysdevMapPirq {
 pub struct PhysdevUnmapPirq {
     /// In: the domain, or [`DomId::SELF`].
     pub domid: DomId,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u16,
     /// In: the number.
     pub pirq: i32,

@@ -93,11 +93,11 @@ pub const DF: u8 = 1 << 6;
 
 /// There is no request.
 pub const STATE_IOREQ_NONE: u8 = 0;
-/// The request is the device model's to take.
+/// The device model may take the request.
 pub const STATE_IOREQ_READY: u8 = 1;
 /// The device model has taken it.
 pub const STATE_IOREQ_INPROCESS: u8 = 2;
-/// The answer is Xen's to take.
+/// Xen may take the answer.
 pub const STATE_IORESP_READY: u8 = 3;
 
 /// Port I/O.
@@ -108,5 +108,5 @@ pub const IOREQ_TYPE_COPY: u8 = 1;
 pub const IOREQ_TYPE_PCI_CONFIG: u8 = 2;
 /// The guest's wall clock was set.
 pub const IOREQ_TYPE_TIMEOFFSET: u8 = 7;
-/// Mappings of the guest's memory are to be made anew.
+/// The device model must discard its mappings of the guest's memory.
 pub const IOREQ_TYPE_INVALIDATE: u8 = 8;

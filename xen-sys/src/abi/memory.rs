@@ -36,11 +36,11 @@ pub const XENMAPSPACE_GMFN_FOREIGN: u32 = 4;
 pub struct AddToPhysmap {
     /// In: the domain.
     pub domid: DomId,
-    /// In: frames of a range; of no other space.
+    /// In: the number of frames of a range; other spaces ignore it.
     pub size: u16,
     /// In: `XENMAPSPACE_*`.
     pub space: u32,
-    /// In: what of the space.
+    /// In: the index within the space.
     pub idx: u64,
     /// In: the guest frame.
     pub gpfn: u64,
@@ -55,7 +55,7 @@ pub struct AddToPhysmap {
 pub struct RemoveFromPhysmap {
     /// In: the domain.
     pub domid: DomId,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: [u16; 3],
     /// In: the guest frame.
     pub gpfn: u64,
@@ -74,7 +74,7 @@ pub struct AddToPhysmapBatch {
     pub space: u16,
     /// In: how many.
     pub size: u16,
-    /// In: the other domain, of [`XENMAPSPACE_GMFN_FOREIGN`]; otherwise zero.
+    /// In: the other domain for [`XENMAPSPACE_GMFN_FOREIGN`]; otherwise zero.
     pub foreign_domid: u16,
     /// In: the address of `size` numbers of the space.
     pub idxs: u64,

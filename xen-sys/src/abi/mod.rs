@@ -1,10 +1,10 @@
 //! Layouts and opcodes at the boundary to the kernel.
 //!
 //! One module per device, and one per hypercall or group of hypercalls. Each struct is `repr(C)`
-//! with the fields of the C header it cites, in its order; padding that C leaves implicit is a
+//! with the fields of the C header it cites, in its order. Padding that C leaves implicit is a
 //! named field here, so that what we send is always initialised. Opcodes are computed from the
-//! struct's size and never typed in. `tests/layout.rs` compares both with the numbers a C compiler
-//! made of the headers once; the test `headers` of sim-preload compiles the headers and compares.
+//! struct's size and never typed in. `tests/layout.rs` compares both with numbers that a C compiler
+//! once made from the headers; the test `headers` of sim-preload compiles the headers and compares.
 
 use zerocopy::IntoBytes as _;
 
@@ -40,7 +40,7 @@ pub type Opcode = u32;
 /// `_IOC(_IOC_NONE, group, number, size)`, the form of most ioctls of Xen's drivers.
 ///
 /// They are declared without a direction although many read and write their argument, so the
-/// direction says nothing about what the kernel does.
+/// direction is no evidence of what the kernel does.
 ///
 /// The layout is that of include/uapi/asm-generic/ioctl.h, which x86, Arm and RISC-V use; Xen
 /// runs on no architecture that differs.

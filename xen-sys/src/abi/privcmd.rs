@@ -38,11 +38,11 @@ pub struct DmOpBuffer {
     pub size: u64,
 }
 
-/// The reason of a domain that cannot go on: `SHUTDOWN_crash`.
+/// The reason for a domain that cannot continue: `SHUTDOWN_crash`.
 #[doc(alias = "SHUTDOWN_crash")]
 pub const SHUTDOWN_CRASH: u32 = 3;
 
-/// Limits the open file for good to operations on one domain.
+/// Permanently limits the open file to operations on one domain.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub struct Restrict {
@@ -50,7 +50,7 @@ pub struct Restrict {
     pub domid: DomId,
 }
 
-/// Maps frames of a domain into pages of an mmap of this device, each with an error of its own.
+/// Maps frames of a domain into pages of an mmap of this device, with a separate error for each.
 ///
 /// C: `struct privcmd_mmapbatch_v2`.
 #[doc(alias = "privcmd_mmapbatch_v2")]
@@ -61,7 +61,7 @@ pub struct MmapBatchV2 {
     pub num: u32,
     /// The domain.
     pub dom: DomId,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u16,
     /// The address of the first page to fill.
     pub addr: u64,
@@ -80,7 +80,7 @@ pub struct MmapBatchV2 {
 pub struct MmapResource {
     /// The domain.
     pub dom: DomId,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u16,
     /// `XENMEM_resource_*`, xen/include/public/memory.h.
     pub kind: u32,

@@ -8,8 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::DomId;
 
-/// The interface versions with these layouts: 0x15 is that of Xen 4.17 to 4.20, 0x16 that of
-/// 4.21 and 4.22.
+/// The interface versions with these layouts: 0x15 for Xen 4.17 to 4.20, 0x16 for 4.21 and 4.22.
 #[doc(alias = "XEN_SYSCTL_INTERFACE_VERSION")]
 pub const INTERFACE_VERSIONS: RangeInclusive<u32> = 0x15..=0x16;
 
@@ -29,8 +28,8 @@ pub struct Sysctl {
 }
 
 impl Sysctl {
-    /// The operation `cmd`; what of `body` does not fit is left out, which is nothing for the
-    /// bodies here.
+    /// Makes the operation `cmd`. Bytes of `body` that do not fit are left out; all bodies here
+    /// fit.
     pub(crate) fn new(cmd: u32, version: u32, body: &(impl IntoBytes + Immutable)) -> Self {
         Self {
             cmd,
@@ -68,7 +67,7 @@ pub const XEN_SYSCTL_NUMAINFO: u32 = 17;
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ReadConsole {
-    /// In: not zero to take what is read out of the ring.
+    /// In: not zero to remove the bytes read from the ring.
     pub clear: u8,
     /// In: not zero to start at `index`.
     pub incremental: u8,
@@ -80,9 +79,9 @@ pub struct ReadConsole {
     pub index: u32,
     /// In: the address of `count` bytes.
     pub buffer: u64,
-    /// In: bytes there is room for; out: bytes written.
+    /// In: room in bytes; out: bytes written.
     pub count: u32,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad2: u32,
 }
 
@@ -136,7 +135,7 @@ pub struct PhysInfo {
 pub struct GetDomainInfoList {
     /// In: the lowest domain wanted.
     pub first_domain: DomId,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u16,
     /// In: the most domains.
     pub max_domains: u32,
@@ -144,11 +143,11 @@ pub struct GetDomainInfoList {
     pub buffer: u64,
     /// Out: how many were written.
     pub num_domains: u32,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad2: u32,
 }
 
-/// Where a CPU sits.
+/// The location of a CPU.
 ///
 /// C: `struct xen_sysctl_cputopo`.
 #[doc(alias = "xen_sysctl_cputopo")]
@@ -163,7 +162,7 @@ pub struct CpuTopo {
     pub node: u32,
 }
 
-/// In the place of a core, socket or node that there is not.
+/// The value in place of a core, socket or node that does not exist.
 #[doc(alias = "XEN_INVALID_CORE_ID")]
 #[doc(alias = "XEN_INVALID_SOCKET_ID")]
 #[doc(alias = "XEN_INVALID_NODE_ID")]
@@ -178,7 +177,7 @@ pub const XEN_INVALID_ID: u32 = !0;
 pub struct CpuTopoInfo {
     /// In: the most CPUs; out: how many there are.
     pub num_cpus: u32,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u32,
     /// In: the address of that many [`CpuTopo`], or zero.
     pub cputopo: u64,
@@ -209,7 +208,7 @@ pub const XEN_INVALID_MEM_SZ: u64 = 0xffff_ffff;
 pub struct NumaInfo {
     /// In: the most nodes; out: how many there are.
     pub num_nodes: u32,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u32,
     /// In: the address of that many [`MemInfo`], or zero.
     pub meminfo: u64,
@@ -230,7 +229,7 @@ pub const XEN_SYSCTL_GET_PMSTAT: u32 = 10;
 #[doc(alias = "XEN_SYSCTL_pm_op")]
 pub const XEN_SYSCTL_PM_OP: u32 = 12;
 
-/// In the place of the distance between nodes of which one is offline.
+/// The value in place of the distance between nodes of which one is offline.
 #[doc(alias = "XEN_INVALID_NODE_DIST")]
 pub const XEN_INVALID_DISTANCE: u32 = !0;
 
@@ -245,7 +244,7 @@ pub struct DebugKeys {
     pub keys: u64,
     /// In: how many.
     pub nr_keys: u32,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u32,
 }
 
@@ -258,13 +257,13 @@ pub struct DebugKeys {
 pub struct GetCpuInfo {
     /// In: the most CPUs.
     pub max_cpus: u32,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u32,
     /// In: the address of that many [`CpuInfo`].
     pub info: u64,
     /// Out: how many were written.
     pub nr_cpus: u32,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad2: u32,
 }
 
@@ -305,11 +304,11 @@ pub struct PmStatPx {
     pub total: u8,
     /// Out: how many may be used.
     pub usable: u8,
-    /// Out: the one before.
+    /// Out: the previous state.
     pub last: u8,
-    /// Out: the one now.
+    /// Out: the current state.
     pub cur: u8,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u32,
     /// In: the address of `total` times `total` counts of transitions.
     pub trans_pt: u64,
@@ -345,7 +344,7 @@ pub struct PmStatCx {
     pub cpuid: u32,
     /// In: room in `triggers` and `residencies`; out: how many states there are.
     pub nr: u32,
-    /// Out: the one before.
+    /// Out: the previous state.
     pub last: u32,
     /// Out: nanoseconds without work since Xen started.
     pub idle_time: u64,
@@ -373,7 +372,7 @@ pub const GET_CPUFREQ_AVGFREQ: u32 = 0x14;
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct PmOp {
-    /// In: what to do.
+    /// In: the operation.
     pub cmd: u32,
     /// In: the CPU.
     pub cpuid: u32,

@@ -1,10 +1,10 @@
 //! A virtual CPU's registers: `struct vcpu_guest_context` of xen/include/public/arch-x86/xen.h.
 //!
-//! Each architecture has a struct of its own; this one is x86-64's, and only there.
+//! Each architecture has its own struct; this one is for x86-64 and exists only there.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// [`VcpuGuestContext::flags`]: `fpu` is meant.
+/// [`VcpuGuestContext::flags`]: `fpu` is valid.
 pub const VGCF_I387_VALID: u64 = 1 << 0;
 /// [`VcpuGuestContext::flags`]: a PV guest is in its kernel.
 pub const VGCF_IN_KERNEL: u64 = 1 << 2;
@@ -12,7 +12,7 @@ pub const VGCF_IN_KERNEL: u64 = 1 << 2;
 #[doc(alias = "VGCF_online")]
 pub const VGCF_ONLINE: u64 = 1 << 5;
 
-/// The registers that any program uses.
+/// The registers that every program uses.
 ///
 /// C: `struct cpu_user_regs`, arch-x86/xen-x86_64.h.
 #[allow(missing_docs, reason = "the processor's names")]
@@ -35,34 +35,34 @@ pub struct UserRegs {
     pub rdx: u64,
     pub rsi: u64,
     pub rdi: u64,
-    /// Xen's own.
+    /// Used by Xen only.
     pub error_code: u32,
-    /// Xen's own.
+    /// Used by Xen only.
     pub entry_vector: u32,
     pub rip: u64,
     pub cs: u16,
-    /// Without a meaning.
+    /// Unused.
     pub pad0: u16,
-    /// Of a PV guest: whether its events are masked.
+    /// For a PV guest: whether its events are masked.
     pub saved_upcall_mask: u8,
-    /// Without a meaning.
+    /// Unused.
     pub pad1: [u8; 3],
     pub rflags: u64,
     pub rsp: u64,
     pub ss: u16,
-    /// Without a meaning.
+    /// Unused.
     pub pad2: [u16; 3],
     pub es: u16,
-    /// Without a meaning.
+    /// Unused.
     pub pad3: [u16; 3],
     pub ds: u16,
-    /// Without a meaning.
+    /// Unused.
     pub pad4: [u16; 3],
     pub fs: u16,
-    /// Without a meaning.
+    /// Unused.
     pub pad5: [u16; 3],
     pub gs: u16,
-    /// Without a meaning.
+    /// Unused.
     pub pad6: [u16; 3],
 }
 
@@ -79,14 +79,14 @@ pub struct TrapInfo {
     pub flags: u8,
     /// The code segment.
     pub cs: u16,
-    /// C leaves it implicit.
+    /// Padding, implicit in C.
     pub pad: u32,
     /// The code's address.
     pub address: u64,
 }
 
-/// All of a virtual CPU that Xen returns. Of an HVM guest, it fills the registers and the bases of
-/// segments only.
+/// Everything of a virtual CPU that Xen returns. For an HVM guest, it fills the registers and the
+/// bases of segments only.
 ///
 /// C: `struct vcpu_guest_context`.
 #[doc(alias = "vcpu_guest_context")]
@@ -114,7 +114,7 @@ pub struct VcpuGuestContext {
     pub kernel_ss: u64,
     /// Its stack pointer.
     pub kernel_sp: u64,
-    /// CR0 to CR7. Of a PV guest: CR1 has the page table of user mode.
+    /// CR0 to CR7. For a PV guest, CR1 has the page table of user mode.
     pub ctrlreg: [u64; 8],
     /// DR0 to DR7.
     pub debugreg: [u64; 8],

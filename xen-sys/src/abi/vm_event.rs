@@ -1,7 +1,7 @@
 //! The monitor's ring and its records: xen/include/public/vm_event.h.
 //!
-//! The records are the same in Xen 4.17 to 4.22, whose version of them is
-//! [`VM_EVENT_INTERFACE_VERSION`]; newer ones have more kinds.
+//! The records are the same in Xen 4.17 to 4.22, which use version [`VM_EVENT_INTERFACE_VERSION`]
+//! of them; newer ones have more kinds.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -44,11 +44,11 @@ pub struct VmEvent {
 pub struct SringHeader {
     /// Requests that Xen has written.
     pub req_prod: u32,
-    /// The request at which Xen shall notify; Xen notifies at each.
+    /// The request at which Xen should notify; Xen notifies at each.
     pub req_event: u32,
     /// Responses that the monitor has written.
     pub rsp_prod: u32,
-    /// The response at which the monitor shall notify.
+    /// The response at which the monitor should notify.
     pub rsp_event: u32,
     /// Private to other rings.
     pub pvt: [u8; 4],
@@ -65,7 +65,7 @@ const _: () = {
     assert!(slots >= RING_SLOTS as usize && slots < 2 * RING_SLOTS as usize);
 };
 
-/// The virtual CPU is paused; in a response: it goes on.
+/// The virtual CPU is paused; in a response: it continues.
 pub const VM_EVENT_FLAG_VCPU_PAUSED: u32 = 1 << 0;
 /// The access was another domain's.
 pub const VM_EVENT_FLAG_FOREIGN: u32 = 1 << 1;
@@ -81,7 +81,7 @@ pub const VM_EVENT_FLAG_SET_EMUL_READ_DATA: u32 = 1 << 5;
 pub const VM_EVENT_FLAG_DENY: u32 = 1 << 6;
 /// The view of the memory is `altp2m_idx`.
 pub const VM_EVENT_FLAG_ALTERNATE_P2M: u32 = 1 << 7;
-/// The virtual CPU goes on with the registers in the response.
+/// The virtual CPU continues with the registers in the response.
 pub const VM_EVENT_FLAG_SET_REGISTERS: u32 = 1 << 8;
 /// The instruction to emulate is that of the response.
 pub const VM_EVENT_FLAG_SET_EMUL_INSN_DATA: u32 = 1 << 9;
@@ -114,7 +114,7 @@ pub const VM_EVENT_REASON_MOV_TO_MSR: u32 = 5;
 pub const VM_EVENT_REASON_SOFTWARE_BREAKPOINT: u32 = 6;
 /// [`Singlestep`].
 pub const VM_EVENT_REASON_SINGLESTEP: u32 = 7;
-/// The guest asked for it.
+/// The guest requested the event.
 pub const VM_EVENT_REASON_GUEST_REQUEST: u32 = 8;
 /// [`struct@Debug`].
 pub const VM_EVENT_REASON_DEBUG_EXCEPTION: u32 = 9;
@@ -126,7 +126,7 @@ pub const VM_EVENT_REASON_PRIVILEGED_CALL: u32 = 11;
 pub const VM_EVENT_REASON_INTERRUPT: u32 = 12;
 /// [`DescAccess`].
 pub const VM_EVENT_REASON_DESCRIPTOR_ACCESS: u32 = 13;
-/// The emulator does not know the instruction.
+/// The emulator does not implement the instruction.
 pub const VM_EVENT_REASON_EMUL_UNIMPLEMENTED: u32 = 14;
 /// [`Vmexit`].
 pub const VM_EVENT_REASON_VMEXIT: u32 = 15;

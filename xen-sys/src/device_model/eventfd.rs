@@ -1,4 +1,4 @@
-//! Interrupts and doorbells without this process: the kernel connects them to eventfds.
+//! Interrupts and doorbells that bypass this process: the kernel connects them to eventfds.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl Interrupt {
 /// The doorbell of a virtio-mmio queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Doorbell {
-    /// The guest-physical address of the virtio device, whose register `QueueNotify` it is.
+    /// The guest-physical address of the virtio device; the doorbell is its register `QueueNotify`.
     pub device: u64,
     /// Bytes of a write: 1, 2, 4 or 8.
     pub size: u8,
@@ -77,11 +77,11 @@ impl DeviceModel {
 }
 
 impl IoreqServer {
-    /// Maps the server's requests for the kernel to answer writes to doorbells by itself. `ports`
-    /// are this domain's ends of the event channels of all virtual CPUs, bound by this process
-    /// through `/dev/xen/evtchn`.
+    /// Maps the server's requests so that the kernel can answer writes to doorbells by itself.
+    /// `ports` are this domain's ends of the event channels of all virtual CPUs, bound by this
+    /// process through `/dev/xen/evtchn`.
     ///
-    /// The requests that are for no doorbell are left to the process, which waits for the same
+    /// The kernel leaves requests that are for no doorbell to the process, which waits for the same
     /// ports.
     ///
     /// # Errors
@@ -150,7 +150,7 @@ pub struct IoEventFd {
 impl Drop for IoEventFd {
     fn drop(&mut self) {
         if let Ok(dev) = self.model.privcmd.device("IOCTL_PRIVCMD_IOEVENTFD") {
-            // The page stays mapped if the kernel goes on using it.
+            // The page stays mapped if the kernel still uses it.
             let _ = self.assigned.take().map(|assigned| assigned.end(dev));
         }
     }

@@ -10,26 +10,26 @@ use crate::{Error, Port, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum BufferedRequests {
-    /// It has none.
+    /// The server has none.
     #[doc(alias = "HVM_IOREQSRV_BUFIOREQ_OFF")]
     Off = abi::HVM_IOREQSRV_BUFIOREQ_OFF,
-    /// It has one whose read pointer is not updated atomically. `xen_gnttab::ioreq` does not take
-    /// it.
+    /// The server has one whose read pointer is not updated atomically. `xen_gnttab::ioreq` does
+    /// not support it.
     #[doc(alias = "HVM_IOREQSRV_BUFIOREQ_LEGACY")]
     Legacy = abi::HVM_IOREQSRV_BUFIOREQ_LEGACY,
-    /// It has one whose read pointer is updated atomically.
+    /// The server has one whose read pointer is updated atomically.
     #[doc(alias = "HVM_IOREQSRV_BUFIOREQ_ATOMIC")]
     Atomic = abi::HVM_IOREQSRV_BUFIOREQ_ATOMIC,
 }
 
-/// The way to an ioreq server's requests.
+/// How to reach an ioreq server's requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerInfo {
     /// The event channel of the buffered requests, to bind with the guest as the other domain.
-    /// Meaningless for a server without.
+    /// Meaningless for a server without buffered requests.
     pub buffered_port: Port,
-    /// The requests' guest frames, if they were asked for.
+    /// The requests' guest frames, if they were requested.
     pub frames: Option<ServerFrames>,
 }
 
@@ -45,11 +45,11 @@ pub struct ServerFrames {
 
 /// An ioreq server, destroyed on drop.
 ///
-/// Until it is, the guest waits for an answer to each access to one of its ranges, however long
-/// that takes. When the process dies without a drop, the server stays until the guest's end.
+/// Until then the guest waits, without limit, for an answer to each access to one of the server's
+/// ranges. When the process dies without a drop, the server stays until the guest's end.
 ///
-/// Errors are those of [the module](super); `ENOENT` when Xen has no such server any more, as for a
-/// guest that is being destroyed.
+/// Errors are those of [the module](super); `ENOENT` when Xen no longer has the server, for example
+/// because the guest is being destroyed.
 #[derive(Debug)]
 pub struct IoreqServer {
     model: DeviceModel,
@@ -112,8 +112,8 @@ impl IoreqServer {
             })
     }
 
-    /// As [`info`](Self::info), and has Xen put the pages into the guest's memory, from where
-    /// `xen_gnttab::foreign::map` maps them: for kernels before Linux 4.18.
+    /// As [`info`](Self::info), and also makes Xen put the pages into the guest's memory. From
+    /// there `xen_gnttab::foreign::map` maps them: for kernels before Linux 4.18.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl IoreqServer {
         })
     }
 
-    /// Has Xen pass accesses that are wholly within `range` to this server from now on.
+    /// Passes accesses that are entirely within `range` to this server from now on.
     ///
     /// # Errors
     ///
@@ -162,7 +162,7 @@ impl IoreqServer {
         }
     }
 
-    /// Undoes [`map_io_range`](Self::map_io_range) for that very range.
+    /// Undoes [`map_io_range`](Self::map_io_range) for exactly the same range.
     ///
     /// # Errors
     ///
@@ -174,7 +174,7 @@ impl IoreqServer {
         self.model.send(UnmapIoRange(range.body(self.id)))
     }
 
-    /// Has Xen pass writes to memory of the type
+    /// Passes writes to memory of the type
     /// [`MemoryType::IoreqServer`](super::MemoryType::IoreqServer) to this server.
     ///
     /// # Errors
@@ -205,7 +205,7 @@ impl IoreqServer {
         })
     }
 
-    /// Has Xen pass accesses on.
+    /// Makes Xen pass accesses on.
     ///
     /// # Errors
     ///
@@ -216,7 +216,7 @@ impl IoreqServer {
         self.set_state(1)
     }
 
-    /// Has Xen pass no more accesses on. Those that wait for an answer go on waiting.
+    /// Makes Xen stop passing accesses on. Accesses that wait for an answer keep waiting.
     ///
     /// # Errors
     ///
@@ -233,11 +233,11 @@ impl IoreqServer {
         })
     }
 
-    /// Destroys it with its ranges, as drop does, and reports the error.
+    /// Destroys the server with its ranges, as drop does, and returns the error.
     ///
     /// # Errors
     ///
-    /// See [`IoreqServer`]. It is not tried again on drop.
+    /// See [`IoreqServer`]. The drop does not try again.
     #[doc(alias = "xendevicemodel_destroy_ioreq_server")]
     #[doc(alias = "XEN_DMOP_destroy_ioreq_server")]
     pub fn destroy(mut self) -> Result<()> {
@@ -249,7 +249,7 @@ impl IoreqServer {
 impl Drop for IoreqServer {
     fn drop(&mut self) {
         if !self.destroyed {
-            // A guest that is gone has none.
+            // A guest that no longer exists has no server.
             let _ = self.model.destroy_ioreq_server(self.id);
         }
     }

@@ -9,9 +9,9 @@ use crate::{Error, PciFunction, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Level {
-    /// The device asks for nothing.
+    /// The device needs no service.
     Deasserted = 0,
-    /// The device asks for service.
+    /// The device requests service.
     Asserted = 1,
 }
 
@@ -43,7 +43,7 @@ pub enum PciLink {
     D = 3,
 }
 
-/// How Xen treats memory: what of `hvmmem_type_t` a device model may set.
+/// How Xen treats memory: the values of `hvmmem_type_t` that a device model may set.
 #[doc(alias = "hvmmem_type_t")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
@@ -52,9 +52,9 @@ pub enum MemoryType {
     Ram = abi::HVMMEM_RAM_RW,
     /// Memory whose writes are ignored.
     ReadOnly = abi::HVMMEM_RAM_RO,
-    /// No memory: accesses are the device model's.
+    /// No memory: the device model answers accesses.
     Mmio = abi::HVMMEM_MMIO_DM,
-    /// Memory whose writes an ioreq server gets:
+    /// Memory whose writes are passed to an ioreq server:
     /// [`map_written_memory`](super::IoreqServer::map_written_memory).
     IoreqServer = abi::HVMMEM_IOREQ_SERVER,
 }
@@ -85,7 +85,7 @@ pub enum EventKind {
     ExternalInterrupt = abi::XEN_DMOP_EVENT_EXT_INT,
     /// A non-maskable interrupt.
     Nmi = abi::XEN_DMOP_EVENT_NMI,
-    /// An exception of the hardware.
+    /// A hardware exception.
     HardwareException = abi::XEN_DMOP_EVENT_HW_EXC,
     /// The instruction `INT n`.
     SoftwareInterrupt = abi::XEN_DMOP_EVENT_SW_INT,
@@ -135,7 +135,7 @@ impl FrameRange {
     }
 }
 
-/// Addresses whose accesses an ioreq server gets.
+/// Addresses whose accesses are passed to an ioreq server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IoRange {
     kind: u32,

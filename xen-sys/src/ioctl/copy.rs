@@ -1,6 +1,6 @@
 //! Grant copies: the segments, and Xen's status of each.
 //!
-//! A [`CopySegment`] is the driver's own struct, so that a slice of them is handed over as it is.
+//! A [`CopySegment`] is the driver's own struct, so that a slice of them is passed on as it is.
 //!
 //! # Safety
 //!
@@ -22,10 +22,11 @@ use crate::{DomId, Error, GrantRef, PAGE_SIZE, Result};
 
 const NAME: &str = "IOCTL_GNTDEV_GRANT_COPY";
 
-/// The status of a segment that Xen has given none: Xen's are not positive.
+/// The status of a segment that has none from Xen: Xen's are not positive.
 const NO_STATUS: i16 = i16::MAX;
 
-/// [`abi::GrantCopySegment::pad`], which the driver leaves alone, of a segment that can be copied.
+/// [`abi::GrantCopySegment::pad`], which the driver does not touch, of a segment that can be
+/// copied.
 const WITHIN_PAGE: u16 = 0;
 /// The same of one that begins behind the end of a page, at the offset `source`.
 const BAD_OFFSET: u16 = 1;
@@ -53,8 +54,8 @@ pub struct GrantedBytes {
 }
 
 impl GrantedBytes {
-    /// The place as the driver takes it, from which `len` bytes are within the page; else the
-    /// reason, as a value of `pad`, and the number that is too large.
+    /// Returns the place as the driver takes it, if `len` bytes from it are within the page;
+    /// otherwise the reason, as a value of `pad`, and the number that is too large.
     fn word(self, len: usize) -> std::result::Result<u64, (u16, usize)> {
         if self.offset > PAGE_SIZE {
             return Err((BAD_OFFSET, self.offset));
@@ -136,7 +137,7 @@ impl<'b> CopySegment<'b> {
         }
     }
 
-    /// Returns Xen's status of this segment; `None` before the copy, and after one that was refused
+    /// Returns Xen's status of this segment; `None` before the copy, and after a copy that failed
     /// as a whole.
     #[must_use]
     pub fn status(&self) -> Option<GrantStatus> {
@@ -166,14 +167,14 @@ pub enum CopyEnds<'s> {
     Read(GrantedBytes, &'s mut [u8]),
     /// To a granted page.
     Write(&'s [u8], GrantedBytes),
-    /// From one granted page to another, so many bytes.
+    /// From one granted page to another, with the number of bytes.
     Between(GrantedBytes, GrantedBytes, usize),
 }
 
 #[cfg(feature = "sim")]
 impl CopySegment<'_> {
-    /// For xen-gnttab, which copies by mappings on a simulated host: removes the status of each
-    /// segment, and checks them as a driver's copy does.
+    /// For xen-gnttab, which copies through mappings on a simulated host: removes the status of
+    /// each segment, and checks them as a driver's copy does.
     ///
     /// # Errors
     ///
@@ -249,7 +250,7 @@ pub(super) fn copy(node: &Node<GntDevDriver>, segments: &mut [CopySegment<'_>]) 
         )
     };
     if done.is_err() {
-        // The driver may have given the first ones a status, of a batch that was not made.
+        // The driver may have set the status of the first ones, of a batch that failed.
         for segment in segments {
             segment.raw.status = NO_STATUS;
         }
@@ -257,9 +258,9 @@ pub(super) fn copy(node: &Node<GntDevDriver>, segments: &mut [CopySegment<'_>]) 
     done.map(drop)
 }
 
-/// Xen's answer to one operation on a grant: `GNTST_*`, xen/include/public/grant_table.h.
+/// Xen's result of one operation on a grant: `GNTST_*`, xen/include/public/grant_table.h.
 ///
-/// [`ok`](Self::ok) makes an error of it.
+/// [`ok`](Self::ok) converts it to an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GrantStatus(i16);
 
@@ -314,7 +315,7 @@ impl GrantStatus {
         self.0 == 0
     }
 
-    /// Makes an error of every status but [`OKAY`](Self::OKAY).
+    /// Converts every status but [`OKAY`](Self::OKAY) to an error.
     ///
     /// # Errors
     ///

@@ -21,7 +21,7 @@ impl Driver for EvtchnDriver {
 }
 
 impl Evtchn {
-    /// Opens the device, blocking or not as any file.
+    /// Opens the device; its reads block until the file is made non-blocking.
     ///
     /// # Errors
     ///
@@ -34,13 +34,13 @@ impl Evtchn {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`](crate::Error::Invalid) if it is of something else; as
+    /// [`Error::Invalid`](crate::Error::Invalid) for a descriptor of another file; those of
     /// [`open`](Self::open).
     pub fn adopt(root: &DevRoot, fd: OwnedFd) -> Result<Self> {
         Node::adopt(root, fd).map(Self)
     }
 
-    /// Returns the open file, to read pending ports from and to write ports to unmask to.
+    /// Returns the open file: a read returns pending ports, and a write of ports unmasks them.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.0.file
@@ -50,7 +50,7 @@ impl Evtchn {
     ///
     /// # Errors
     ///
-    /// The driver's; `EEXIST` when this domain has it bound already.
+    /// The driver's errno; `EEXIST` when this domain has it bound already.
     #[doc(alias = "IOCTL_EVTCHN_BIND_VIRQ")]
     pub fn bind_virq(&self, virq: Virq) -> Result<Port> {
         let virq = virq.as_u32();
@@ -61,7 +61,7 @@ impl Evtchn {
     ///
     /// # Errors
     ///
-    /// The driver's; `EINVAL` when the other side holds no such port open for us.
+    /// The driver's errno; `EINVAL` when the other side holds no such port open for us.
     #[doc(alias = "IOCTL_EVTCHN_BIND_INTERDOMAIN")]
     pub fn bind_interdomain(&self, domain: DomId, remote: Port) -> Result<Port> {
         let (remote_domain, remote_port) = (domain.as_u16().into(), remote.as_u32());
@@ -79,7 +79,7 @@ impl Evtchn {
     ///
     /// # Errors
     ///
-    /// The driver's.
+    /// The driver's errno.
     #[doc(alias = "IOCTL_EVTCHN_BIND_UNBOUND_PORT")]
     pub fn bind_unbound(&self, domain: DomId) -> Result<Port> {
         let remote_domain = domain.as_u16().into();
@@ -90,7 +90,7 @@ impl Evtchn {
     ///
     /// # Errors
     ///
-    /// The driver's; `ENOTCONN` when this file does not hold the port.
+    /// The driver's errno; `ENOTCONN` when this file does not hold the port.
     #[doc(alias = "IOCTL_EVTCHN_UNBIND")]
     pub fn unbind(&self, port: Port) -> Result<()> {
         let port = port.as_u32();
@@ -101,7 +101,7 @@ impl Evtchn {
     ///
     /// # Errors
     ///
-    /// The driver's; `ENOTCONN` when this file does not hold the port.
+    /// The driver's errno; `ENOTCONN` when this file does not hold the port.
     #[doc(alias = "IOCTL_EVTCHN_NOTIFY")]
     #[inline]
     pub fn notify(&self, port: Port) -> Result<()> {
@@ -113,24 +113,24 @@ impl Evtchn {
     ///
     /// # Errors
     ///
-    /// The driver's.
+    /// The driver's errno.
     #[doc(alias = "IOCTL_EVTCHN_RESET")]
     pub fn reset(&self) -> Result<()> {
         set_nothing(&self.0, "IOCTL_EVTCHN_RESET", abi::IOCTL_EVTCHN_RESET)
     }
 
-    /// Limits this file for good to binding interdomain to `domain`.
+    /// Permanently limits this file to binding interdomain to `domain`.
     ///
     /// # Errors
     ///
-    /// The driver's; `EACCES` when it is limited already.
+    /// The driver's errno; `EACCES` when it is limited already.
     #[doc(alias = "IOCTL_EVTCHN_RESTRICT_DOMID")]
     pub fn restrict(&self, domain: DomId) -> Result<()> {
         set(&self.0, &abi::RestrictDomid { domid: domain }).map(drop)
     }
 }
 
-/// The port a bind returned, which is never negative.
+/// Converts the result of a bind, which is never negative, to a port.
 fn port(n: c_int) -> Port {
     Port::new(n as u32)
 }

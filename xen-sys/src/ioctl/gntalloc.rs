@@ -29,8 +29,8 @@ impl GntAlloc {
         Node::open(root).map(Self)
     }
 
-    /// Returns how many pages all processes of this domain together may share here at once:
-    /// its parameter `limit`, which an administrator may change at any time.
+    /// Returns how many pages all processes of this domain together may share: the driver's
+    /// parameter `limit`, which an administrator may change at any time.
     ///
     /// # Errors
     ///
@@ -40,14 +40,14 @@ impl GntAlloc {
         parameter("/sys/module/xen_gntalloc/parameters/limit")
     }
 
-    /// Makes `pages` zeroed pages and grants them to `domain`: the offset to give mmap, and a
-    /// reference per page.
+    /// Makes `pages` zeroed pages and grants them to `domain`. Returns the offset to pass to mmap,
+    /// and a reference per page.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`](crate::Error::Invalid) for no pages or more than
-    /// [`MAX_PAGES`](super::MAX_PAGES); else the driver's: `ENOSPC` at the limit of the module or
-    /// of the grant table.
+    /// [`MAX_PAGES`](super::MAX_PAGES); otherwise the driver's errno: `ENOSPC` at the limit of the
+    /// module or of the grant table.
     #[doc(alias = "IOCTL_GNTALLOC_ALLOC_GREF")]
     pub fn alloc_gref(
         &self,
@@ -68,12 +68,12 @@ impl GntAlloc {
         Ok((head.index, references(&refs)))
     }
 
-    /// Gives up the pages of an index. Those still mapped, here or by the peer, stay until they
-    /// are unmapped.
+    /// Releases the pages of an index. Those still mapped, here or by the peer, stay until they are
+    /// unmapped.
     ///
     /// # Errors
     ///
-    /// The driver's; `EINVAL` when index and count are not pages of this file.
+    /// The driver's errno; `EINVAL` when index and count are not pages of this file.
     #[doc(alias = "IOCTL_GNTALLOC_DEALLOC_GREF")]
     pub fn dealloc_gref(&self, index: u64, pages: usize) -> Result<()> {
         let count = checked_count("IOCTL_GNTALLOC_DEALLOC_GREF", pages)?;
@@ -93,7 +93,7 @@ impl GntAlloc {
     ///
     /// # Errors
     ///
-    /// The driver's; `EINVAL` when the port is not bound through an open `/dev/xen/evtchn`.
+    /// The driver's errno; `EINVAL` when the port is not bound through an open `/dev/xen/evtchn`.
     #[doc(alias = "IOCTL_GNTALLOC_SET_UNMAP_NOTIFY")]
     pub fn set_unmap_notify(&self, index: u64, clear: bool, event: Option<Port>) -> Result<()> {
         let (action, event_channel_port) = unmap_action(clear, event);

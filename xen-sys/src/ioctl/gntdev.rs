@@ -41,13 +41,13 @@ impl GntDev {
         parameter("/sys/module/xen_gntdev/parameters/limit")
     }
 
-    /// Announces pages by their domain and reference; the index returned is the offset to give
-    /// mmap. Nothing is mapped, and no reference looked at, before that.
+    /// Announces pages by their domain and reference, and returns an index, which is the offset to
+    /// pass to mmap. Until then nothing is mapped and no reference is checked.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] for no pages or more than
-    /// [`MAX_PAGES`](super::MAX_PAGES); else the driver's.
+    /// [`Error::Invalid`] for no pages or more than [`MAX_PAGES`](super::MAX_PAGES); otherwise the
+    /// driver's errno.
     #[doc(alias = "IOCTL_GNTDEV_MAP_GRANT_REF")]
     pub fn map_grant_ref(&self, refs: &[(DomId, GrantRef)]) -> Result<u64> {
         let count = checked_count("IOCTL_GNTDEV_MAP_GRANT_REF", refs.len())?;
@@ -67,23 +67,23 @@ impl GntDev {
     }
 
     /// Copies between granted pages and memory of this process, without a mapping. Each segment has
-    /// a [status](CopySegment::status) of its own afterwards.
+    /// its own [status](CopySegment::status) afterwards.
     ///
     /// # Errors
     ///
-    /// Then no segment has a status. [`Error::Invalid`] for a segment whose
-    /// bytes are not within the granted page, no segments or more than
-    /// [`MAX_PAGES`](super::MAX_PAGES), and then nothing is copied; else the driver's.
+    /// After an error no segment has a status. [`Error::Invalid`] for a segment whose bytes are not
+    /// within the granted page, no segments or more than [`MAX_PAGES`](super::MAX_PAGES): nothing
+    /// is copied then. Otherwise the driver's errno.
     #[doc(alias = "IOCTL_GNTDEV_GRANT_COPY")]
     pub fn grant_copy(&self, segments: &mut [CopySegment<'_>]) -> Result<()> {
         copy(&self.0, segments)
     }
 
-    /// Gives up the pages of an index. Those still mapped stay until they are unmapped.
+    /// Releases the pages of an index. Those still mapped stay until they are unmapped.
     ///
     /// # Errors
     ///
-    /// The driver's; `ENOENT` when index and count are not those of one announcement.
+    /// The driver's errno; `ENOENT` when index and count are not those of one announcement.
     #[doc(alias = "IOCTL_GNTDEV_UNMAP_GRANT_REF")]
     pub fn unmap_grant_ref(&self, index: u64, pages: usize) -> Result<()> {
         let count = checked_count("IOCTL_GNTDEV_UNMAP_GRANT_REF", pages)?;
@@ -103,7 +103,7 @@ impl GntDev {
     ///
     /// # Errors
     ///
-    /// The driver's; `EINVAL` when the port is not bound through an open `/dev/xen/evtchn`.
+    /// The driver's errno; `EINVAL` when the port is not bound through an open `/dev/xen/evtchn`.
     #[doc(alias = "IOCTL_GNTDEV_SET_UNMAP_NOTIFY")]
     pub fn set_unmap_notify(&self, index: u64, clear: bool, event: Option<Port>) -> Result<()> {
         let (action, event_channel_port) = unmap_action(clear, event);
@@ -120,15 +120,16 @@ impl GntDev {
 
     /// Makes a dma-buf of pages that `domain` granted to this one, in the order of `refs`.
     ///
-    /// The driver finds it again by the number of the descriptor that this returns, so a second
-    /// export by the same open device can have the number of one whose descriptor is closed.
+    /// The driver later identifies the dma-buf by the number of the descriptor that this returns.
+    /// So a second export through the same open device can get the number of one whose descriptor
+    /// is closed.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`] for no pages or more than [`MAX_PAGES`](super::MAX_PAGES);
-    /// [`Error::Unsupported`] for a kernel without `CONFIG_XEN_GNTDEV_DMABUF`; else the driver's:
-    /// `EINVAL` in a PV domain, for more pages than its `limit`, and for a reference that is
-    /// refused.
+    /// [`Error::Unsupported`] for a kernel without `CONFIG_XEN_GNTDEV_DMABUF`; otherwise the
+    /// driver's errno: `EINVAL` in a PV domain, for more pages than its `limit`, and for a
+    /// reference that the hypervisor refuses.
     #[doc(alias = "IOCTL_GNTDEV_DMABUF_EXP_FROM_REFS")]
     pub fn dmabuf_export(
         &self,
@@ -146,15 +147,15 @@ impl GntDev {
         export_dmabuf(&self.0, head, refs).map_err(dmabuf_error)
     }
 
-    /// Waits until an exported dma-buf is released, `milliseconds` at the most. Not even a signal
-    /// that kills the process ends the wait. `number` is that of the descriptor that
-    /// [`dmabuf_export`](Self::dmabuf_export) returned, which is closed by now: while it is open
-    /// the dma-buf is not released.
+    /// Waits until an exported dma-buf is released, at most `milliseconds`. Not even a signal that
+    /// kills the process ends the wait. `number` is that of the descriptor that
+    /// [`dmabuf_export`](Self::dmabuf_export) returned, which must be closed by now: while it is
+    /// open the dma-buf is not released.
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] for a kernel without `CONFIG_XEN_GNTDEV_DMABUF`; else the driver's:
-    /// `ETIMEDOUT`, and `ENOENT` for one that was released before.
+    /// [`Error::Unsupported`] for a kernel without `CONFIG_XEN_GNTDEV_DMABUF`; otherwise the
+    /// driver's errno: `ETIMEDOUT`, and `ENOENT` for one that was released before.
     #[doc(alias = "IOCTL_GNTDEV_DMABUF_EXP_WAIT_RELEASED")]
     pub fn dmabuf_wait_released(&self, number: RawFd, milliseconds: u32) -> Result<()> {
         let argument = abi::DmabufExpWaitReleased {
@@ -165,14 +166,14 @@ impl GntDev {
     }
 
     /// Grants the pages of a dma-buf to `domain`, for writing, and returns a reference for each.
-    /// `pages` is how many it has.
+    /// `pages` is the number of its pages.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`] for no pages or more than [`MAX_PAGES`](super::MAX_PAGES);
-    /// [`Error::Unsupported`] for a kernel without `CONFIG_XEN_GNTDEV_DMABUF`; else the driver's:
-    /// `EINVAL` for a file that is no dma-buf, or one of another size or without pages of its own,
-    /// and `ENOSPC` when the grant table is full.
+    /// [`Error::Unsupported`] for a kernel without `CONFIG_XEN_GNTDEV_DMABUF`; otherwise the
+    /// driver's errno: `EINVAL` for a file that is no dma-buf, or one of another size or without
+    /// pages of its own, and `ENOSPC` when the grant table is full.
     #[doc(alias = "IOCTL_GNTDEV_DMABUF_IMP_TO_REFS")]
     pub fn dmabuf_import(
         &self,
@@ -191,13 +192,13 @@ impl GntDev {
         Ok(references(&refs))
     }
 
-    /// Ends the grants of a dma-buf that [`dmabuf_import`](Self::dmabuf_import) made with a
+    /// Ends the grants of the dma-buf that [`dmabuf_import`](Self::dmabuf_import) imported with a
     /// descriptor of this number. Closing the device does the same for all of them.
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] for a kernel without `CONFIG_XEN_GNTDEV_DMABUF`; else the driver's:
-    /// `ENOENT` when there is none of this number.
+    /// [`Error::Unsupported`] for a kernel without `CONFIG_XEN_GNTDEV_DMABUF`; otherwise the
+    /// driver's errno: `ENOENT` when there is none of this number.
     #[doc(alias = "IOCTL_GNTDEV_DMABUF_IMP_RELEASE")]
     pub fn dmabuf_release_import(&self, number: RawFd) -> Result<()> {
         let argument = abi::DmabufImpRelease {
@@ -208,7 +209,7 @@ impl GntDev {
     }
 }
 
-/// Makes [`Error::Unsupported`] of the `ENOTTY` of a kernel without `CONFIG_XEN_GNTDEV_DMABUF`.
+/// Converts the `ENOTTY` of a kernel without `CONFIG_XEN_GNTDEV_DMABUF` to [`Error::Unsupported`].
 fn dmabuf_error(error: Error) -> Error {
     match error {
         Error::Os { op, source } if source.raw_os_error() == Some(libc::ENOTTY) => {
@@ -287,7 +288,7 @@ mod tests {
 
     #[test]
     fn a_dmabuf_is_exported_with_its_references_and_owned() {
-        /// Does as the driver: returns a descriptor that it makes.
+        /// Acts as the driver: returns a descriptor that it makes.
         fn driver(opcode: Opcode, argument: &mut [u8]) -> std::result::Result<(), i32> {
             assert_eq!(opcode, abi::IOCTL_GNTDEV_DMABUF_EXP_FROM_REFS);
             let (head, tail) = abi::DmabufExpFromRefsHead::mut_from_prefix(argument).unwrap();

@@ -12,7 +12,7 @@
 //!   [`DomctlBody`], [`SysctlBody`], [`SysctlArray`]: unsafe to implement, and implemented only
 //!   here), and is checked against the buffer's length before the call;
 //! * a device-model operation passes the addresses of a struct and of a slice that it borrows
-//!   mutably ([`DmOpBody`] says that Xen finds no others);
+//!   mutably (by the contract of [`DmOpBody`], Xen finds no others);
 //! * the two that map another domain's frames name pages of a [`Pages`], from which no reference is
 //!   ever made, and fill only pages of a mapping of this very device;
 //! * the one page that the driver uses after the call is kept until it no longer does
@@ -931,16 +931,16 @@ impl PrivCmd {
         Node::open(root).map(Self)
     }
 
-    /// Takes a descriptor of this device that some other program opened.
+    /// Takes a descriptor of this device that another program opened.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] if it is of something else; those of [`open`](Self::open).
+    /// [`Error::Invalid`] for a descriptor of another file; those of [`open`](Self::open).
     pub fn adopt(root: &DevRoot, fd: OwnedFd) -> Result<Self> {
         Node::adopt(root, fd).map(Self)
     }
 
-    /// Makes hypercall `op`, and returns what it returned, which is not an error.
+    /// Makes hypercall `op`, and returns its result unless that is an error.
     ///
     /// # Errors
     ///
@@ -1581,7 +1581,7 @@ impl PrivCmd {
         };
         match done {
             Ok(_) => {}
-            // At least one frame is paged out; the array says which.
+            // At least one frame is paged out; the array shows which.
             Err(e) if e.errno() == Some(libc::ENOENT) => {}
             Err(e) => return Err(e),
         }
@@ -1654,11 +1654,11 @@ impl PrivCmd {
         Ok(call.num)
     }
 
-    /// Limits this file for good to operations on `domain`.
+    /// Permanently limits this file to operations on `domain`.
     ///
     /// # Errors
     ///
-    /// The driver's; `EINVAL` when it is limited to another domain already.
+    /// The driver's errno; `EINVAL` when it is limited to another domain already.
     pub fn restrict(&self, domain: DomId) -> Result<()> {
         set(&self.0, &privcmd::Restrict { domid: domain }).map(drop)
     }
@@ -1722,7 +1722,7 @@ impl AssignedEventFd {
     }
 }
 
-/// Refuses a buffer that is too small.
+/// Fails for a buffer that is too small.
 fn need(op: &'static str, buffer: &HypercallBuffer, bytes: usize) -> Result<()> {
     if buffer.len() >= bytes {
         return Ok(());
@@ -1752,8 +1752,8 @@ impl AsFd for PrivCmd {
     }
 }
 
-/// Xen 4.17 succeeds when it is asked for the size of a resource that it does not know, and gives
-/// the negative errno as the 32-bit size (`resource_max_frames` in xen/common/memory.c).
+/// Xen 4.17 succeeds when the size of a resource of an unknown kind is requested, and returns the
+/// negative errno as the 32-bit size (`resource_max_frames` in xen/common/memory.c).
 fn checked_resource_size(size: u64) -> Result<u64> {
     match u32::try_from(size).map(|size| i32::from_ne_bytes(size.to_ne_bytes())) {
         Ok(errno @ -4095..=-1) => Err(Error::os(
@@ -1770,7 +1770,7 @@ mod tests {
 
     #[test]
     fn a_descriptor_of_something_else_is_not_adopted() {
-        // A folder in whose `privcmd` /dev/null is found, as in an image with nodes of its own.
+        // A folder whose `privcmd` is /dev/null, as in an image with its own nodes.
         let dir = std::env::temp_dir().join(format!("xen-sys-adopt-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let _ = std::fs::remove_file(dir.join("privcmd"));
@@ -1791,7 +1791,7 @@ mod tests {
         assert_eq!(done.unwrap_err().errno(), Some(libc::ENOTTY));
     }
 
-    /// A privcmd that refuses every request, and a buffer of one page.
+    /// Returns a privcmd on which every request fails, and a buffer of one page.
     fn null() -> (PrivCmd, HypercallBuffer) {
         let root = DevRoot::at("/nonexistent");
         let file = DevRoot::at("/dev").open_device("null").unwrap().into();

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use super::*;
 use crate::DomId;
 
-/// A node that is none of the drivers', which refuses every request.
+/// A node of no Xen driver, on which every request fails.
 pub(super) fn null<D>() -> Node<D> {
     let file = DevRoot::at("/dev").open_device("null").unwrap().into();
     Node {
@@ -14,8 +14,8 @@ pub(super) fn null<D>() -> Node<D> {
     }
 }
 
-/// A driver in the place of the kernel's: takes the argument of a request of variable length, and
-/// refuses it by an errno or overwrites it.
+/// A driver in place of the kernel's: takes the argument of a request of variable length, and
+/// either fails with an errno or overwrites it.
 type Driver = fn(Opcode, &mut [u8]) -> std::result::Result<(), i32>;
 
 thread_local! {
@@ -30,7 +30,7 @@ pub(super) fn with_fake_driver<T>(driver: Driver, body: impl FnOnce() -> T) -> T
     result
 }
 
-/// Asks the fake driver, if there is one.
+/// Calls the fake driver, if there is one.
 pub(super) fn fake_driver(
     name: &'static str,
     opcode: Opcode,

@@ -46,7 +46,7 @@ bitflags! {
         const VM_EXIT = 1 << abi::XEN_DOMCTL_MONITOR_EVENT_VMEXIT;
         /// [`MonitorEvent::Io`].
         const IO = 1 << abi::XEN_DOMCTL_MONITOR_EVENT_IO;
-        /// Others of newer versions of Xen.
+        /// Other events of newer versions of Xen.
         const _ = !0;
     }
 }
@@ -113,12 +113,12 @@ pub enum MonitorEvent {
     #[doc(alias = "XEN_DOMCTL_MONITOR_EVENT_DESC_ACCESS")]
     #[doc(alias = "xc_monitor_descriptor_access")]
     DescriptorAccess,
-    /// Instructions that the emulator does not know.
+    /// Instructions that the emulator does not implement.
     #[doc(alias = "XEN_DOMCTL_MONITOR_EVENT_EMUL_UNIMPLEMENTED")]
     #[doc(alias = "xc_monitor_emul_unimplemented")]
     EmulatorUnimplemented,
-    /// No event of memory accesses that the processor makes to the guest's page tables; Xen
-    /// emulates them.
+    /// Suppresses the events of memory accesses that the processor makes to the guest's page
+    /// tables; Xen emulates them.
     #[doc(alias = "XEN_DOMCTL_MONITOR_EVENT_INGUEST_PAGEFAULT")]
     #[doc(alias = "xc_monitor_inguest_pagefault")]
     IgnorePageTableFaults,
@@ -160,7 +160,7 @@ impl MonitorEvent {
         }
     }
 
-    /// The options, in the union of `struct xen_domctl_monitor_op`.
+    /// Returns the options, in the union of `struct xen_domctl_monitor_op`.
     fn options(&self) -> [u8; 16] {
         let mut u = [0; 16];
         match *self {
@@ -170,7 +170,7 @@ impl MonitorEvent {
                 on_change_only,
                 ignored_bits,
             } => {
-                // More than eight bits is no register, and 255 is none either.
+                // A register number of more than eight bits does not exist, and neither does 255.
                 u[0] = u8::try_from(register.as_u32()).unwrap_or(u8::MAX);
                 u[1] = pause.into();
                 u[2] = on_change_only.into();
@@ -208,7 +208,8 @@ const ACCESS_OP: &str = "XENMEM_access_op";
 const VM_EVENT_OP: &str = "XEN_DOMCTL_vm_event_op";
 const MONITOR_OP: &str = "XEN_DOMCTL_monitor_op";
 
-/// Makes [`Error::Unsupported`] of Xen's `EOPNOTSUPP`: the machine or the kind of domain lacks it.
+/// Converts Xen's `EOPNOTSUPP` to [`Error::Unsupported`]: the machine or the kind of domain lacks
+/// it.
 fn unless_missing<T>(op: &'static str, result: Result<T>) -> Result<T> {
     match result {
         Err(e) if e.errno() == Some(libc::EOPNOTSUPP) => Err(Error::Unsupported { op }),
@@ -216,32 +217,33 @@ fn unless_missing<T>(op: &'static str, result: Result<T>) -> Result<T> {
     }
 }
 
-/// The monitor of a guest. `xen_evtchn::monitor::Monitor` makes these calls in their order.
+/// The monitor of a guest. `xen_evtchn::monitor::Monitor` makes these calls in the right order.
 ///
-/// A domain cannot monitor itself. They fail with [`Error::NotPermitted`] where Xen refuses,
-/// [`Error::HypercallsRefused`] where the kernel does, [`Error::NoDomain`], and, without a meaning
-/// for PV domains, with [`Error::Unsupported`] where the machine cannot: memory permissions take an
-/// Intel or Arm processor, for instance. A simulated host has no monitor.
+/// A domain cannot monitor itself. All calls fail with [`Error::NotPermitted`] where Xen refuses
+/// them, [`Error::HypercallsRefused`] where the kernel does, and [`Error::NoDomain`]. They fail
+/// with [`Error::Unsupported`] where the machine does not support them (memory permissions need an
+/// Intel or Arm processor, for instance), and for PV domains, for which they have no meaning. A
+/// simulated host has no monitor.
 impl Privcmd {
-    /// Makes the monitor's ring of a guest. Returns it, and the guest's port, to which this domain
-    /// may [bind](crate::ioctl::Evtchn::bind_interdomain) once.
+    /// Makes the monitor's ring of a guest. Returns the ring, and the guest's port, to which this
+    /// domain may [bind](crate::ioctl::Evtchn::bind_interdomain) once.
     ///
-    /// The guest is paused meanwhile. The ring's page leaves its memory, so that it cannot be
-    /// written to unless the guest has granted it to somebody.
+    /// The guest is paused meanwhile. The ring's page is removed from its memory, so that the guest
+    /// cannot write to it. Another domain can, if the guest has granted it the page.
     ///
     /// # Errors
     ///
     /// [`Error::InterfaceVersion`] when Xen's records are of another version; [`Error::Os`]:
-    /// `EBUSY` when the guest has a monitor, which may be what a killed program left
+    /// `EBUSY` when the guest has a monitor, possibly left by a killed program
     /// ([`disable_monitor`](Self::disable_monitor)), `EINVAL` for this domain itself;
     /// [`Error::Unsupported`] when it is no HVM or Arm guest, or one for which no toolstack has
     /// chosen the page ([`HvmParam::MONITOR_RING_PFN`]); [`Error::ForeignFrame`] when the page
-    /// cannot be mapped; as all of them.
+    /// cannot be mapped; those common to all calls.
     #[doc(alias = "xc_monitor_enable")]
     #[doc(alias = "XEN_VM_EVENT_ENABLE")]
     pub fn enable_monitor(&self, domain: DomId) -> Result<(Ring, Port)> {
         self.check_event_version()?;
-        // Refused for the calling domain itself: from here on the domain is another.
+        // Fails for the calling domain itself: from here on the domain is another.
         self.pause(domain)?;
         let made = self.make_ring(domain);
         let resumed = self.unpause(domain);
@@ -251,7 +253,7 @@ impl Privcmd {
     }
 
     fn check_event_version(&self) -> Result<()> {
-        // Xen answers this without a domain.
+        // Xen answers this request without a domain.
         let version = self.vm_event(DomId::INVALID, abi::XEN_VM_EVENT_GET_VERSION)?;
         match version {
             vm_event::VM_EVENT_INTERFACE_VERSION => Ok(()),
@@ -270,7 +272,7 @@ impl Privcmd {
         unless_missing(VM_EVENT_OP, done).map(|(_, body)| body.u)
     }
 
-    /// The ring of `domain`, which is paused and not this domain.
+    /// Makes the ring of `domain`, which is paused and not this domain.
     fn make_ring(&self, domain: DomId) -> Result<(Ring, Port)> {
         let frame = match self.hvm_param(domain, HvmParam::MONITOR_RING_PFN) {
             // A PV domain has no parameters.
@@ -279,14 +281,14 @@ impl Privcmd {
             }
             frame => frame?,
         };
-        // Xen refuses it, too.
+        // Xen refuses it too.
         if frame == 0 {
             return Err(Error::Unsupported { op: VM_EVENT_OP });
         }
         let guest = self.guest(domain);
         let map = || guest.map_frames(&[frame], Protection::ReadWrite);
         let mut mapped = map()?;
-        // The monitor before this one took the page away.
+        // The previous monitor removed the page.
         if mapped.errors == [libc::EINVAL] {
             let argument = PopulatePhysmap(reservation(domain));
             self.backend().frame_list(domain, argument, &[frame], &[])?;
@@ -298,23 +300,23 @@ impl Privcmd {
         let argument = DecreaseReservation(reservation(domain));
         let removed = self.backend().frame_list(domain, argument, &[frame], &[]);
         if let Err(e) = removed {
-            // The first error counts.
+            // The first error is the one to return.
             let _ = self.disable_monitor(domain);
             return Err(e);
         }
         Ok((ring, port))
     }
 
-    /// Ends the monitor of a guest, whoever made it. No event is reported any more.
+    /// Ends the monitor of a guest, whoever made it. No further event is reported.
     ///
-    /// A virtual CPU that is paused for an event without a response **stays paused**, and one that
-    /// has not run since its response loses what that requested: registers, an emulation, a write
-    /// to a register. `xen_evtchn::monitor` prevents both.
+    /// A virtual CPU that is paused for an event without a response **stays paused**. A virtual CPU
+    /// that has not run since its response loses what that requested: registers, an emulation, a
+    /// write to a register. `xen_evtchn::monitor` prevents both.
     ///
     /// # Errors
     ///
     /// [`Error::Os`]: `EINVAL` when there is no monitor, `EBUSY` while a virtual CPU waits for room
-    /// in the ring (no event is reported any more all the same); as all of them.
+    /// in the ring (even then no further event is reported); those common to all calls.
     #[doc(alias = "xc_monitor_disable")]
     #[doc(alias = "XEN_VM_EVENT_DISABLE")]
     pub fn disable_monitor(&self, domain: DomId) -> Result<()> {
@@ -325,16 +327,16 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// [`Error::Os`]: `ENODEV` when the guest has no monitor; as all of them.
+    /// [`Error::Os`]: `ENODEV` when the guest has no monitor; those common to all calls.
     #[doc(alias = "xc_monitor_resume")]
     #[doc(alias = "XEN_VM_EVENT_RESUME")]
     pub fn resume_monitor(&self, domain: DomId) -> Result<()> {
         self.vm_event(domain, abi::XEN_VM_EVENT_RESUME).map(drop)
     }
 
-    /// Ends whatever monitor a guest has, and resumes its virtual CPUs that are paused for events
-    /// without a response: the remedy for what a killed program left. Permissions of the memory
-    /// stay, and Xen lifts each at the next access, unless
+    /// Ends the monitor of a guest, whoever made it, and resumes the virtual CPUs that are paused
+    /// for events without a response: for a monitor that a killed program left. Permissions of the
+    /// memory stay, and Xen lifts each at the next access, unless
     /// [`set_access_required`](Self::set_access_required) is in effect.
     ///
     /// The events themselves are lost: an instruction that Xen reports before it is executed is
@@ -342,10 +344,10 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// As [`enable_monitor`](Self::enable_monitor), apart from `EBUSY`.
+    /// Those of [`enable_monitor`](Self::enable_monitor), apart from `EBUSY`.
     pub fn recover_from_monitor(&self, domain: DomId) -> Result<()> {
         self.check_event_version()?;
-        // Paused, so that no virtual CPU that goes on is reported again.
+        // Paused, so that no virtual CPU that continues is reported again.
         self.pause(domain)?;
         let recovered = self.resume_orphans(domain);
         let resumed = self.unpause(domain);
@@ -355,7 +357,7 @@ impl Privcmd {
     fn resume_orphans(&self, domain: DomId) -> Result<()> {
         let vcpus = self.domain_info(domain)?.vcpus();
         match self.disable_monitor(domain) {
-            // There is none.
+            // There is no monitor.
             Err(e) if e.errno() == Some(libc::EINVAL) => {}
             done => done?,
         }
@@ -374,11 +376,11 @@ impl Privcmd {
         unless_missing(MONITOR_OP, done).map(|(_, body)| body.event)
     }
 
-    /// Returns the events that this machine can report of a guest; none for a PV domain.
+    /// Returns the events of a guest that this machine can report; none for a PV domain.
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "xc_monitor_get_capabilities")]
     #[doc(alias = "XEN_DOMCTL_MONITOR_OP_GET_CAPABILITIES")]
     pub fn monitor_capabilities(&self, domain: DomId) -> Result<MonitorEvents> {
@@ -392,7 +394,7 @@ impl Privcmd {
     /// # Errors
     ///
     /// [`Error::Unsupported`] when the machine cannot; [`Error::Os`]: `EEXIST` when it is enabled,
-    /// `EINVAL` when the register cannot be watched; as all of them.
+    /// `EINVAL` when the register cannot be watched; those common to all calls.
     #[doc(alias = "XEN_DOMCTL_MONITOR_OP_ENABLE")]
     pub fn enable_event(&self, domain: DomId, event: &MonitorEvent) -> Result<()> {
         let op = abi::XEN_DOMCTL_MONITOR_OP_ENABLE;
@@ -400,12 +402,12 @@ impl Privcmd {
         done.map(drop)
     }
 
-    /// Reports an event no more. Its options other than the register have no meaning.
+    /// Stops reporting an event. Its options other than the register are ignored.
     ///
     /// # Errors
     ///
     /// [`Error::Unsupported`] when the machine cannot; [`Error::Os`]: `EEXIST` when it is not
-    /// enabled; as all of them.
+    /// enabled; those common to all calls.
     #[doc(alias = "XEN_DOMCTL_MONITOR_OP_DISABLE")]
     pub fn disable_event(&self, domain: DomId, event: &MonitorEvent) -> Result<()> {
         let op = abi::XEN_DOMCTL_MONITOR_OP_DISABLE;
@@ -414,12 +416,12 @@ impl Privcmd {
     }
 
     /// Lets responses [deny](crate::monitor::Response::deny) writes to control registers. Xen then
-    /// makes such a write when the virtual CPU goes on, and **loses** it if the monitor is disabled
-    /// before. Stays in effect until the monitor is disabled.
+    /// makes such a write when the virtual CPU continues, and **loses** it if the monitor is
+    /// disabled before. Stays in effect until the monitor is disabled.
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] when Xen has no such operation; as all of them.
+    /// [`Error::Unsupported`] when Xen has no such operation; those common to all calls.
     #[doc(alias = "xc_monitor_control_register")]
     #[doc(alias = "XEN_DOMCTL_MONITOR_OP_CONTROL_REGISTERS")]
     pub fn enable_control_register_denial(&self, domain: DomId) -> Result<()> {
@@ -431,7 +433,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] without memory permissions; as all of them.
+    /// [`Error::Unsupported`] without memory permissions; those common to all calls.
     #[doc(alias = "xc_monitor_emulate_each_rep")]
     #[doc(alias = "XEN_DOMCTL_MONITOR_OP_EMULATE_EACH_REP")]
     pub fn set_emulate_each_repetition(&self, domain: DomId, each: bool) -> Result<()> {
@@ -439,13 +441,13 @@ impl Privcmd {
         self.monitor(domain, op, each.into(), [0; 16]).map(drop)
     }
 
-    /// Turns single-stepping of a virtual CPU on or off, which must be paused or whose domain must
-    /// be.
+    /// Turns single-stepping of a virtual CPU on or off. The virtual CPU or its domain must be
+    /// paused.
     ///
     /// # Errors
     ///
     /// [`Error::Unsupported`] when the machine cannot; [`Error::Os`]: `EINVAL` for no such virtual
-    /// CPU; as all of them.
+    /// CPU; those common to all calls.
     #[doc(alias = "xc_domain_debug_control")]
     #[doc(alias = "XEN_DOMCTL_debug_op")]
     pub fn set_single_step(&self, domain: DomId, vcpu: u32, on: bool) -> Result<()> {
@@ -457,12 +459,12 @@ impl Privcmd {
         unless_missing("XEN_DOMCTL_debug_op", done).map(drop)
     }
 
-    /// Decides what happens to a guest that makes an access that its memory does not permit while
-    /// it has no monitor: `true` ends it, `false` lifts the permission, which is the default.
+    /// Sets what happens to a guest that makes an access that its memory does not permit while it
+    /// has no monitor: `true` ends it, `false` lifts the permission, which is the default.
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "xc_domain_set_access_required")]
     #[doc(alias = "XEN_DOMCTL_set_access_required")]
     pub fn set_access_required(&self, domain: DomId, required: bool) -> Result<()> {
@@ -478,7 +480,7 @@ impl Privcmd {
         done.map(|(_, GetMemAccess(answer))| answer)
     }
 
-    /// Tells a machine without permissions from a frame that does not exist: Xen fails with
+    /// Distinguishes a machine without permissions from a frame that does not exist: Xen fails with
     /// `EINVAL` for both. The default permission of a domain always exists.
     fn or_no_permissions<T>(&self, domain: DomId, result: Result<T>) -> Result<T> {
         let invalid = |e: &Error| e.errno() == Some(libc::EINVAL);
@@ -495,8 +497,9 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] when the machine has none; [`Error::Os`]: `ENODEV` when the guest has
-    /// no monitor, `ESRCH` or `EINVAL` for frames that the guest does not have; as all of them.
+    /// [`Error::Unsupported`] when the machine has no permissions; [`Error::Os`]: `ENODEV` when the
+    /// guest has no monitor, `ESRCH` or `EINVAL` for frames that the guest does not have; those
+    /// common to all calls.
     #[doc(alias = "xc_get_mem_access")]
     #[doc(alias = "XENMEM_access_op_get_access")]
     pub fn mem_access(&self, domain: DomId, frame: u64) -> Result<MemoryAccess> {
@@ -510,10 +513,10 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] when the machine has none, or Xen not this one; [`Error::Invalid`]
-    /// for a range that is empty or of more than 2<sup>32</sup> frames; [`Error::Os`]: `ENODEV`
-    /// when the guest has no monitor, `EINVAL` for frames that the guest does not have; as all of
-    /// them.
+    /// [`Error::Unsupported`] when the machine has no permissions, or Xen does not have this one;
+    /// [`Error::Invalid`] for a range that is empty or of more than 2<sup>32</sup> frames;
+    /// [`Error::Os`]: `ENODEV` when the guest has no monitor, `EINVAL` for frames that the guest
+    /// does not have; those common to all calls.
     #[doc(alias = "xc_set_mem_access")]
     #[doc(alias = "XENMEM_access_op_set_access")]
     pub fn set_mem_access(
@@ -558,11 +561,11 @@ impl Privcmd {
         self.mem_access(domain, u64::MAX)
     }
 
-    /// Sets the permission of each of several guest frames, by one hypercall for 4096 of them.
+    /// Sets the permission of each of several guest frames, in one hypercall for 4096 of them.
     ///
     /// # Errors
     ///
-    /// As [`set_mem_access`](Self::set_mem_access); then some of the permissions are set.
+    /// Those of [`set_mem_access`](Self::set_mem_access); some of the permissions are set then.
     #[doc(alias = "xc_set_mem_access_multi")]
     #[doc(alias = "XENMEM_access_op_set_access_multi")]
     pub fn set_mem_access_each(&self, domain: DomId, frames: &[(u64, MemoryAccess)]) -> Result<()> {

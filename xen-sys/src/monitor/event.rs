@@ -21,10 +21,10 @@ bitflags! {
         /// The fetch of an instruction.
         #[doc(alias = "MEM_ACCESS_X")]
         const EXECUTE = abi::MEM_ACCESS_X;
-        /// Made to the virtual address.
+        /// The access was made to the virtual address.
         #[doc(alias = "MEM_ACCESS_FAULT_WITH_GLA")]
         const OF_ADDRESS = abi::MEM_ACCESS_FAULT_WITH_GLA;
-        /// Made to a page table, to translate the virtual address.
+        /// The access was made to a page table, to translate the virtual address.
         #[doc(alias = "MEM_ACCESS_FAULT_IN_GPT")]
         const OF_PAGE_TABLE = abi::MEM_ACCESS_FAULT_IN_GPT;
         /// Internal: the address is valid.
@@ -32,7 +32,7 @@ bitflags! {
     }
 }
 
-/// A register that x86 guests control the processor with: `VM_EVENT_X86_*`.
+/// A register with which x86 guests control the processor: `VM_EVENT_X86_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ControlRegister(u32);
 
@@ -50,7 +50,7 @@ impl ControlRegister {
     #[doc(alias = "VM_EVENT_X86_XCR0")]
     pub const XCR0: Self = Self(abi::VM_EVENT_X86_XCR0);
 
-    /// Creates the register with this index, of which there need be none.
+    /// Creates the register with this index, which need not exist.
     #[must_use]
     pub const fn new(index: u32) -> Self {
         Self(index)
@@ -72,7 +72,7 @@ pub struct AccessViolation {
     pub frame: u64,
     /// The byte in the frame; hostile values are possible.
     pub offset: u64,
-    /// The virtual address, if Xen knows it.
+    /// The virtual address, if Xen reports it.
     pub address: Option<u64>,
     /// The access.
     pub flags: AccessFlags,
@@ -132,7 +132,7 @@ pub enum EventKind {
     /// `#DB`.
     #[doc(alias = "VM_EVENT_REASON_DEBUG_EXCEPTION")]
     DebugException(DebugEvent),
-    /// The guest asked for it (`HVMOP_guest_request_vm_event`).
+    /// The guest requested the event (`HVMOP_guest_request_vm_event`).
     #[doc(alias = "VM_EVENT_REASON_GUEST_REQUEST")]
     GuestRequest,
     /// `CPUID` was executed. Xen has set the registers that it returns, and the program counter is
@@ -169,7 +169,7 @@ pub enum EventKind {
         /// Whether it was written.
         write: bool,
     },
-    /// The emulator does not know the instruction.
+    /// The emulator does not implement the instruction.
     #[doc(alias = "VM_EVENT_REASON_EMUL_UNIMPLEMENTED")]
     EmulatorUnimplemented,
     /// An exit to the hypervisor.
@@ -192,7 +192,7 @@ pub enum EventKind {
         /// Whether the instruction is one on strings.
         string: bool,
     },
-    /// Something that this crate does not know, by its number.
+    /// An event that is unknown to this crate, by its number.
     Other(u32),
 }
 
@@ -211,7 +211,7 @@ pub enum Registers {
 }
 
 impl Registers {
-    /// Returns the address of the instruction that the virtual CPU is at.
+    /// Returns the address of the virtual CPU's current instruction.
     #[must_use]
     pub fn program_counter(&self) -> u64 {
         match self {
@@ -223,7 +223,7 @@ impl Registers {
 
 /// An event that Xen reports to the monitor.
 ///
-/// The values were the guest's to choose: check them before they are an index or a length.
+/// The guest chose the values: check them before using them as an index or a length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Event {
@@ -366,10 +366,10 @@ impl DebugEvent {
     }
 }
 
-/// The answer to one event. The virtual CPU, if it is paused, goes on when Xen has it.
+/// The answer to one event. The virtual CPU, if it is paused, continues when Xen has read it.
 ///
-/// Xen takes everything but going on only of a virtual CPU that is paused, ignores what the machine
-/// or the kind of event does not have, and reports neither.
+/// For a virtual CPU that is not paused, Xen ignores everything but the permission to continue. It
+/// also ignores what the machine or the kind of event does not support. It reports neither.
 #[must_use = "the virtual CPU stays paused until the response is put into the ring"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Response {
@@ -378,8 +378,9 @@ pub struct Response {
 }
 
 impl Response {
-    /// Answers `event`: the virtual CPU goes on. After an access that a page does not permit it
-    /// tries the same again, so the monitor changes the permission, or [emulates](Self::emulate).
+    /// Answers `event`: the virtual CPU continues. After an access that a page does not permit it
+    /// tries the same again, so the monitor must change the permission, or
+    /// [emulate](Self::emulate).
     pub fn resume(event: &Event) -> Self {
         let mut flags = 0;
         if event.paused {
@@ -439,20 +440,20 @@ impl Response {
         self
     }
 
-    /// Xen emulates the instruction, whatever the page permits. For memory accesses on x86.
+    /// Makes Xen emulate the instruction, whatever the page permits. For memory accesses on x86.
     #[doc(alias = "VM_EVENT_FLAG_EMULATE")]
     pub fn emulate(self) -> Self {
         self.flag(abi::VM_EVENT_FLAG_EMULATE)
     }
 
-    /// Xen emulates the instruction but nothing that it writes, to memory or to a device.
+    /// Makes Xen emulate the instruction without its writes, to memory or to a device.
     #[doc(alias = "VM_EVENT_FLAG_EMULATE_NOWRITE")]
     pub fn emulate_without_writes(self) -> Self {
         self.flag(abi::VM_EVENT_FLAG_EMULATE_NOWRITE)
     }
 
-    /// Xen emulates the instruction, which reads `bytes` in the place of memory; at most 340 of
-    /// them, the rest is left out. Takes the place of [registers](Self::registers).
+    /// Makes Xen emulate the instruction, which reads `bytes` instead of memory; at most 340 of
+    /// them, the rest is left out. Replaces [registers](Self::registers).
     #[doc(alias = "VM_EVENT_FLAG_SET_EMUL_READ_DATA")]
     pub fn emulate_reading(self, bytes: &[u8]) -> Self {
         let mut data = [0u8; 344];
@@ -464,9 +465,8 @@ impl Response {
             .data(&data)
     }
 
-    /// Xen emulates the instruction that starts with `bytes` in the place of the one in memory: for
-    /// a breakpoint that the monitor wrote over it. Takes the place of
-    /// [registers](Self::registers).
+    /// Makes Xen emulate the instruction that starts with `bytes` instead of the one in memory: for
+    /// a breakpoint that the monitor wrote over it. Replaces [registers](Self::registers).
     #[doc(alias = "VM_EVENT_FLAG_SET_EMUL_INSN_DATA")]
     pub fn emulate_instruction(self, bytes: &[u8; 16]) -> Self {
         self.flag(abi::VM_EVENT_FLAG_EMULATE | abi::VM_EVENT_FLAG_SET_EMUL_INSN_DATA)
@@ -479,14 +479,14 @@ impl Response {
         self
     }
 
-    /// Turns single-stepping on where it is off, and off where it is on. On: after the next
-    /// instruction comes an [`EventKind::SingleStep`], if that event is enabled.
+    /// Turns single-stepping on where it is off, and off where it is on. When it is on, an
+    /// [`EventKind::SingleStep`] follows the next instruction, if that event is enabled.
     #[doc(alias = "VM_EVENT_FLAG_TOGGLE_SINGLESTEP")]
     pub fn toggle_single_step(self) -> Self {
         self.flag(abi::VM_EVENT_FLAG_TOGGLE_SINGLESTEP)
     }
 
-    /// Steps over one instruction in the view the response has, and then changes to `next`, without
+    /// Steps over one instruction in the view of the response, and then changes to `next`, without
     /// an event.
     #[doc(alias = "VM_EVENT_FLAG_FAST_SINGLESTEP")]
     pub fn fast_single_step(self, next: ViewId) -> Self {
@@ -495,13 +495,13 @@ impl Response {
         response
     }
 
-    /// The write to the control register or the MSR does not take place.
+    /// Denies the write to the control register or the MSR: it does not take place.
     #[doc(alias = "VM_EVENT_FLAG_DENY")]
     pub fn deny(self) -> Self {
         self.flag(abi::VM_EVENT_FLAG_DENY)
     }
 
-    /// The virtual CPU goes on in this view of the memory.
+    /// Makes the virtual CPU continue in this view of the memory.
     #[doc(alias = "VM_EVENT_FLAG_ALTERNATE_P2M")]
     pub fn in_view(self, view: ViewId) -> Self {
         let mut response = self.flag(abi::VM_EVENT_FLAG_ALTERNATE_P2M);
@@ -509,8 +509,8 @@ impl Response {
         response
     }
 
-    /// The virtual CPU goes on with these registers. Xen takes, on x86, the sixteen general ones,
-    /// the flags and the program counter; on Arm the program counter alone.
+    /// Makes the virtual CPU continue with these registers. On x86, Xen takes the sixteen general
+    /// ones, the flags and the program counter; on Arm the program counter alone.
     #[doc(alias = "VM_EVENT_FLAG_SET_REGISTERS")]
     pub fn registers(self, registers: &Registers) -> Self {
         let response = self
@@ -522,8 +522,8 @@ impl Response {
         }
     }
 
-    /// Answers `event`: the virtual CPU goes on `length` bytes further, behind the instruction it
-    /// is at, with its registers as they are in the event.
+    /// Answers `event`: the virtual CPU continues `length` bytes further, behind its current
+    /// instruction, with its registers as they are in the event.
     pub fn skip(event: &Event, length: u32) -> Self {
         let mut registers = event.registers;
         let at = match &mut registers {
@@ -534,7 +534,7 @@ impl Response {
         Self::resume(event).registers(&registers)
     }
 
-    /// The next interrupt is an [`EventKind::Interrupt`].
+    /// Makes the next interrupt an [`EventKind::Interrupt`].
     #[doc(alias = "VM_EVENT_FLAG_GET_NEXT_INTERRUPT")]
     pub fn report_next_interrupt(self) -> Self {
         self.flag(abi::VM_EVENT_FLAG_GET_NEXT_INTERRUPT)

@@ -1,7 +1,7 @@
 //! The monitor of a guest: its memory accesses, registers and instructions as events.
 //!
-//! Xen lets one program watch a guest. It writes *events* into a ring of one page, and usually
-//! pauses the virtual CPU until the program has put a *response*.
+//! Xen lets one program watch a guest. Xen writes *events* into a ring of one page, and usually
+//! pauses the virtual CPU until the program has written a *response*.
 //!
 //! ```text
 //!   Privcmd ── enable_monitor(guest) ──> Ring, and a port of the guest to bind to
@@ -11,8 +11,8 @@
 //!     Xen <─────────── notification ──────────┘
 //! ```
 //!
-//! [`Ring`] has no I/O. The typed calls are [`Privcmd`](crate::privcmd::Privcmd)'s.
-//! `xen_evtchn::monitor::Monitor` is all of it with its event channel, and cleans up.
+//! [`Ring`] has no I/O. The typed calls are those of [`Privcmd`](crate::privcmd::Privcmd).
+//! `xen_evtchn::monitor::Monitor` combines all of it with the event channel, and cleans up.
 
 mod calls;
 mod event;

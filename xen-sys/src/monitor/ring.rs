@@ -25,19 +25,19 @@ const RSP_PROD: usize = offset_of!(SringHeader, rsp_prod) / 4;
 
 /// The monitor's end of the ring: takes events, puts responses.
 ///
-/// The ring has eight slots. Xen takes a slot for each event, and has it back when it has read a
-/// response, so every event must be [answered](Self::handle_response), also one whose virtual CPU
+/// The ring has eight slots. Xen takes a slot for each event, and gets it back when it has read a
+/// response. So every event must be [answered](Self::handle_response), even one whose virtual CPU
 /// is not paused. Responses may be in any order.
 ///
 /// Nothing here blocks or makes a system call. After [`handle_response`](Self::handle_response) the
-/// caller notifies the event channel.
+/// caller must notify the event channel.
 ///
 /// # What the guest can change meanwhile
 ///
-/// The page was the guest's before the ring was made in it, and may still be mapped by a domain
-/// that the guest granted it to, so any word of it may change at any time. Each is read once. An
-/// index that no ring can have fails with [`Error::MonitorRing`], for good; whatever else is there
-/// is an event like any other.
+/// The page was the guest's before the ring was made in it. A domain to which the guest granted it
+/// may still have it mapped, so any word of it may change at any time. Each is read once. After an
+/// index that no ring can have, every call fails with [`Error::MonitorRing`]. Any other content is
+/// an event like any other.
 pub struct Ring {
     page: RingPage,
     /// Requests taken.
@@ -67,8 +67,8 @@ impl fmt::Debug for Ring {
 }
 
 impl Ring {
-    /// Makes an empty ring of the page, which Xen does not: it may hold what the guest wrote to it,
-    /// or the ring of an earlier monitor. Xen must not have begun to write.
+    /// Makes an empty ring of the page, which Xen does not do: the page may contain what the guest
+    /// wrote to it, or the ring of an earlier monitor. Xen must not have begun to write.
     pub(super) fn new(page: RingPage) -> Self {
         for word in page.words() {
             word.store(0, Ordering::Relaxed);
@@ -92,7 +92,8 @@ impl Ring {
         (self.taken, self.put) = (index, index);
     }
 
-    /// An empty ring in a page of a guest that is paused; `None` if the page was not mapped.
+    /// Makes an empty ring in a page of a guest that is paused; returns `None` if the page was not
+    /// mapped.
     pub(crate) fn mapped(page: ForeignPages) -> Option<Self> {
         RingPage::foreign(page).map(Self::new)
     }
@@ -101,12 +102,12 @@ impl Ring {
         &self.page.words()[at]
     }
 
-    /// Takes the next event, if there is one. Asks Xen to notify at the one after it.
+    /// Takes the next event, if there is one, and requests a notification at the one after it.
     ///
     /// # Errors
     ///
-    /// [`Error::MonitorRing`] when the page holds what no ring can: from then on always. Events
-    /// taken before can still be answered.
+    /// [`Error::MonitorRing`] when the page contains impossible values, from this call and every
+    /// later one. Events taken before can still be answered.
     pub fn poll_event(&mut self) -> Result<Option<Event>> {
         if let Some(error) = &self.broken {
             return Err(error.clone());
@@ -137,7 +138,7 @@ impl Ring {
         if self.available()? {
             return Ok(true);
         }
-        // Xen notifies at each event whatever this says; other producers of such rings read it.
+        // Xen notifies at each event regardless of this; other producers of such rings read it.
         let next = self.taken.wrapping_add(1);
         self.word(REQ_EVENT).store(next, Ordering::Relaxed);
         fence(Ordering::SeqCst);
@@ -176,12 +177,12 @@ impl Ring {
         VmEvent::read_from_bytes(copy.as_bytes()).unwrap_or_else(|_| VmEvent::new_zeroed())
     }
 
-    /// Puts the answer to an event. The caller then notifies the event channel; one notification
-    /// serves all the responses before it.
+    /// Writes the answer to an event into the ring. The caller must then notify the event channel;
+    /// one notification serves all the responses before it.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] when the event was answered before, or is another ring's.
+    /// [`Error::Invalid`] when the event was answered before, or belongs to another ring.
     pub fn handle_response(&mut self, response: &Response) -> Result<()> {
         let id = response.event();
         let is = |owed: &Option<Owed>| owed.is_some_and(|owed| owed.id == id);
@@ -210,7 +211,7 @@ impl Ring {
         self.word(RSP_PROD).store(self.put, Ordering::Release);
     }
 
-    /// Answers every event that was taken and not answered, so that its virtual CPU goes on;
+    /// Answers every event that was taken and not answered, so that its virtual CPU continues;
     /// returns how many there were.
     pub fn resume_all(&mut self) -> usize {
         let owed = std::mem::take(&mut self.owed);
@@ -218,8 +219,8 @@ impl Ring {
         responses.map(|o| self.write(&o.response)).count()
     }
 
-    /// Puts a response that answers no event: it lets a virtual CPU go on that is paused for an
-    /// event of an earlier ring, which is gone. Such a ring must be given up afterwards, because
+    /// Writes a response that answers no event: a virtual CPU continues that is paused for an event
+    /// of an earlier ring, which no longer exists. This ring must be discarded afterwards, because
     /// Xen then counts more slots than there are.
     pub(crate) fn resume_orphan(&mut self, vcpu: u32) {
         self.write(&Response::orphan(vcpu));

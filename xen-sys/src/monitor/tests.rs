@@ -1,4 +1,4 @@
-//! The ring against a model of Xen's end, and against a page that anybody writes to.
+//! The ring against a model of Xen's end, and against a page that anything may write to.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -284,7 +284,7 @@ fn an_index_that_no_ring_can_have_is_an_error_for_good() {
             panic!("{error}");
         };
         assert_eq!(value, produced);
-        // An event stays taken, so an index that went back is none either.
+        // An event stays taken, so an index that went back is impossible too.
         xen.words[0].store(1, Ordering::Relaxed);
         assert!(ring.poll_event().is_err());
     }

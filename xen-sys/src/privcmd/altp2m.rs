@@ -2,8 +2,9 @@
 //!
 //! # Safety
 //!
-//! This file is not safe code because [`Altp2m::change_gfn`] could put other memory in the place of
-//! this program's own. It passes the caller's promise on; the operation itself holds no address.
+//! This file is not safe code because [`Altp2m::change_gfn`] could replace this program's own
+//! memory by other memory. It passes the caller's promise on; the operation itself holds no
+//! address.
 
 #![allow(unsafe_code)]
 
@@ -49,13 +50,13 @@ pub enum MemoryAccess {
     #[doc(alias = "XENMEM_access_n2rwx")]
     NoneToRwx,
     /// Reading; the processor's own walks of page tables may write. Xen 4.20 and later, on
-    /// processors that can do it.
+    /// processors that support it.
     #[doc(alias = "XENMEM_access_r_pw")]
     RPagingWrite,
     /// The default of the domain or of the view. It has another number from Xen 4.20 on.
     #[doc(alias = "XENMEM_access_default")]
     Default,
-    /// Something that this crate does not know, by its number.
+    /// An access that is unknown to this crate, by its number.
     Other(u8),
 }
 
@@ -74,7 +75,7 @@ const ACCESSES: [MemoryAccess; 10] = [
 ];
 
 impl MemoryAccess {
-    /// The number in a Xen of version `xen`; `None` if there is none.
+    /// Returns the number in a Xen of version `xen`; `None` if there is none.
     pub(crate) fn number(self, xen: (u16, u16)) -> Option<u8> {
         match (self, xen >= (4, 20)) {
             (Self::Default, false) => Some(abi::XENMEM_ACCESS_DEFAULT_4_17),
@@ -89,7 +90,7 @@ impl MemoryAccess {
         }
     }
 
-    /// The access that `number` is to a Xen of version `xen`.
+    /// Returns the access that has `number` in a Xen of version `xen`.
     pub(crate) fn from_number(number: u8, xen: (u16, u16)) -> Self {
         match (ACCESSES.get(usize::from(number)), number, xen >= (4, 20)) {
             (Some(&access), ..) => access,
@@ -124,13 +125,13 @@ impl ViewId {
 
 /// The alternative views of one HVM guest's memory, from [`Privcmd::altp2m`].
 ///
-/// The guest's toolstack has to allow them first: `altp2m` in xl.cfg, which sets
-/// [`HvmParam::ALTP2M`](super::HvmParam::ALTP2M). Hardware: Intel's EPT; elsewhere every operation
-/// fails with [`Error::Unsupported`].
+/// The guest's toolstack must allow them first: `altp2m` in xl.cfg, which sets
+/// [`HvmParam::ALTP2M`](super::HvmParam::ALTP2M). They need Intel's EPT; on other hardware every
+/// operation fails with [`Error::Unsupported`].
 ///
-/// All of them fail with [`Error::Unsupported`] too while the views are off,
-/// [`Error::NotPermitted`] where Xen refuses, [`Error::HypercallsRefused`] where the kernel does,
-/// and [`Error::NoDomain`]. `EINVAL` without the toolstack's leave.
+/// All calls also fail with [`Error::Unsupported`] while the views are off, [`Error::NotPermitted`]
+/// where Xen refuses them, [`Error::HypercallsRefused`] where the kernel does, [`Error::NoDomain`],
+/// and `EINVAL` without the toolstack's permission.
 #[derive(Clone, Copy, Debug)]
 pub struct Altp2m<'p> {
     privcmd: &'p Privcmd,
@@ -138,7 +139,7 @@ pub struct Altp2m<'p> {
 }
 
 impl Privcmd {
-    /// Returns the alternative views of a guest's memory. Asks Xen nothing.
+    /// Returns the alternative views of a guest's memory. Sends no request to Xen.
     #[must_use]
     pub fn altp2m(&self, domain: DomId) -> Altp2m<'_> {
         Altp2m {
@@ -159,7 +160,7 @@ impl Altp2m<'_> {
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "xc_altp2m_get_domain_state")]
     #[doc(alias = "HVMOP_altp2m_get_domain_state")]
     pub fn enabled(&self) -> Result<bool> {
@@ -172,7 +173,7 @@ impl Altp2m<'_> {
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "xc_altp2m_set_domain_state")]
     #[doc(alias = "HVMOP_altp2m_set_domain_state")]
     pub fn set_enabled(&self, enabled: bool) -> Result<()> {
@@ -188,7 +189,7 @@ impl Altp2m<'_> {
     ///
     /// # Errors
     ///
-    /// `ERANGE` when the guest has as many views as there may be; as all of them.
+    /// `ERANGE` when the guest has as many views as there may be; those common to all calls.
     #[doc(alias = "xc_altp2m_create_view")]
     #[doc(alias = "HVMOP_altp2m_create_p2m")]
     pub fn create_view(&self, access: MemoryAccess) -> Result<ViewId> {
@@ -204,8 +205,8 @@ impl Altp2m<'_> {
     ///
     /// # Errors
     ///
-    /// `EBUSY` while a virtual CPU uses it; `EINVAL` if there is none, and for [`ViewId::HOST`]; as
-    /// all of them.
+    /// `EBUSY` while a virtual CPU uses it; `EINVAL` if there is none, and for [`ViewId::HOST`];
+    /// those common to all calls.
     #[doc(alias = "xc_altp2m_destroy_view")]
     #[doc(alias = "HVMOP_altp2m_destroy_p2m")]
     pub fn destroy_view(&self, view: ViewId) -> Result<()> {
@@ -217,7 +218,7 @@ impl Altp2m<'_> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` if there is none; as all of them.
+    /// `EINVAL` if there is none; those common to all calls.
     #[doc(alias = "xc_altp2m_switch_to_view")]
     #[doc(alias = "HVMOP_altp2m_switch_p2m")]
     pub fn switch_view(&self, view: ViewId) -> Result<()> {
@@ -229,7 +230,7 @@ impl Altp2m<'_> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` if there is no such virtual CPU; as all of them.
+    /// `EINVAL` if there is no such virtual CPU; those common to all calls.
     #[doc(alias = "xc_altp2m_get_vcpu_p2m_idx")]
     #[doc(alias = "HVMOP_altp2m_get_p2m_idx")]
     pub fn vcpu_view(&self, vcpu: u32) -> Result<ViewId> {
@@ -245,8 +246,8 @@ impl Altp2m<'_> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` if there is no such view; `ESRCH` of a frame without memory is
-    /// [`Error::NoDomain`], as a guest that is missing is; as all of them.
+    /// `EINVAL` if there is no such view; [`Error::NoDomain`] also for a frame without memory, for
+    /// which Xen returns the same `ESRCH` as for a missing guest; those common to all calls.
     #[doc(alias = "xc_altp2m_get_mem_access")]
     #[doc(alias = "HVMOP_altp2m_get_mem_access")]
     pub fn access(&self, view: ViewId, gfn: u64) -> Result<MemoryAccess> {
@@ -257,8 +258,8 @@ impl Altp2m<'_> {
         Ok(MemoryAccess::from_number(number, xen))
     }
 
-    /// Sets what a view allows of a guest frame. Anything else raises an event of the monitor, or
-    /// pauses the guest if nobody listens and the domain requires a listener.
+    /// Sets what a view allows of a guest frame. Any other access raises an event of the monitor.
+    /// Without a monitor it pauses the guest, if the domain requires one.
     ///
     /// # Errors
     ///
@@ -272,16 +273,17 @@ impl Altp2m<'_> {
         done.map(drop)
     }
 
-    /// Shows the memory of guest frame `new` at frame `old` in a view; `None`: its own again.
+    /// Shows the memory of guest frame `new` at frame `old` in a view; `None` restores its own.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if there is no such view, and for frames without ordinary memory; as all of them.
+    /// `EINVAL` if there is no such view, and for frames without ordinary memory; those common to
+    /// all calls.
     ///
     /// # Safety
     ///
-    /// The guest must not be the domain that this program runs in, by whichever number: there it
-    /// would replace memory that the program uses.
+    /// The guest must not be the domain that this program runs in, under any of its numbers: there
+    /// it would replace memory that the program uses.
     #[doc(alias = "xc_altp2m_change_gfn")]
     #[doc(alias = "HVMOP_altp2m_change_gfn")]
     pub unsafe fn change_gfn(&self, view: ViewId, old: u64, new: Option<u64>) -> Result<()> {

@@ -1,5 +1,5 @@
-//! Parts of the machine for a domain, and one domain's rights to another: `domctl`, and what of
-//! `physdev_op` and `event_channel_op` belongs to it.
+//! Parts of the machine for a domain, and one domain's rights to another: `domctl`, and the related
+//! operations of `physdev_op` and `event_channel_op`.
 
 use super::Privcmd;
 use crate::abi::{domctl as abi, hypercall};
@@ -29,16 +29,17 @@ pub enum PirqSource {
 
 /// Parts of the machine for a domain. For domain 0 and other control domains.
 ///
-/// All of them fail as the operations on domains do. A part of the machine that Xen does not let
-/// this domain give away, or not to that domain, is [`Error::ResourceRefused`] with Xen's errno.
+/// All calls fail as the operations on domains do. They fail with [`Error::ResourceRefused`] and
+/// Xen's errno if Xen does not let this domain assign the part of the machine, at all or to that
+/// domain.
 impl Privcmd {
-    /// Lets a domain use I/O ports of the machine, or not any more. This domain has to be allowed
-    /// them itself.
+    /// Lets a domain use I/O ports of the machine, or withdraws that. This domain must be allowed
+    /// to use them itself.
     ///
     /// # Errors
     ///
     /// [`Error::ResourceRefused`]: `EPERM` where this domain may not use them; `EINVAL` for none
-    /// and beyond 65535. [`Error::NoDomain`]; as all of them.
+    /// and beyond 65535. [`Error::NoDomain`]; those common to all calls.
     #[doc(alias = "xc_domain_ioport_permission")]
     #[doc(alias = "XEN_DOMCTL_ioport_permission")]
     pub fn set_ioport_permission(
@@ -52,13 +53,13 @@ impl Privcmd {
         self.resource(domain, resource, ioports(first, count, allow))
     }
 
-    /// Lets a domain map frames of the machine's address space, or not any more. This domain has
-    /// to be allowed them itself.
+    /// Lets a domain map frames of the machine's address space, or withdraws that. This domain must
+    /// be allowed to map them itself.
     ///
     /// # Errors
     ///
     /// [`Error::ResourceRefused`]: `EPERM` where this domain may not map them; `EINVAL` beyond the
-    /// last frame. [`Error::Invalid`] for none; [`Error::NoDomain`]; as all of them.
+    /// last frame. [`Error::Invalid`] for none; [`Error::NoDomain`]; those common to all calls.
     #[doc(alias = "xc_domain_iomem_permission")]
     #[doc(alias = "XEN_DOMCTL_iomem_permission")]
     pub fn set_iomem_permission(
@@ -69,7 +70,7 @@ impl Privcmd {
         allow: bool,
     ) -> Result<()> {
         if count == 0 {
-            // Xen would take none at frame 0 for all.
+            // Xen would take none at frame 0 as all.
             return Err(Error::Invalid {
                 op: "XEN_DOMCTL_iomem_permission",
                 what: "the number of frames",
@@ -80,27 +81,26 @@ impl Privcmd {
         self.resource(domain, resource, iomem(first, count, allow))
     }
 
-    /// Lets a domain use an interrupt of the machine, or not any more: the one that this domain
-    /// has as `pirq`.
+    /// Lets a domain use an interrupt of the machine, or withdraws that. `pirq` is this domain's
+    /// number for it.
     ///
     /// # Errors
     ///
     /// [`Error::ResourceRefused`]: `EPERM` where this domain has none of that number, or may not
-    /// use it; `EINVAL` where it can have none. [`Error::NoDomain`]; as all of them.
+    /// use it; `EINVAL` where it can have none. [`Error::NoDomain`]; those common to all calls.
     #[doc(alias = "xc_domain_irq_permission")]
     #[doc(alias = "XEN_DOMCTL_irq_permission")]
     pub fn set_irq_permission(&self, domain: DomId, pirq: u32, allow: bool) -> Result<()> {
         self.resource(domain, MachineResource::Irq(pirq), irq(pirq, allow))
     }
 
-    /// Gives a PCI device to a domain. The driver has to have let go of it (`xl
-    /// pci-assignable-add`).
+    /// Gives a PCI device to a domain. The driver must have released it (`xl pci-assignable-add`).
     ///
     /// # Errors
     ///
     /// [`Error::ResourceRefused`]: `EOPNOTSUPP` without an IOMMU for the domain; `ENODEV` when the
-    /// device is missing or another domain's; others of the IOMMU. [`Error::NoDomain`]; as all of
-    /// them.
+    /// device is missing or another domain's; others of the IOMMU. [`Error::NoDomain`]; those
+    /// common to all calls.
     #[doc(alias = "xc_assign_device")]
     #[doc(alias = "XEN_DOMCTL_assign_device")]
     pub fn assign_device(&self, domain: DomId, device: PciFunction) -> Result<()> {
@@ -108,13 +108,13 @@ impl Privcmd {
         self.resource(domain, resource, Assign::new(device.sbdf()))
     }
 
-    /// Returns whether a PCI device could be given to a domain, as far as the device goes: it is
-    /// there, and no guest has it.
+    /// Returns whether a PCI device could be given to a domain, judged by the device alone: it
+    /// exists, and no guest has it.
     ///
     /// # Errors
     ///
     /// [`Error::ResourceRefused`]: `EOPNOTSUPP` without an IOMMU for the domain.
-    /// [`Error::NoDomain`]; as all of them.
+    /// [`Error::NoDomain`]; those common to all calls.
     #[doc(alias = "xc_test_assign_device")]
     #[doc(alias = "XEN_DOMCTL_test_assign_device")]
     pub fn is_assignable(&self, domain: DomId, device: PciFunction) -> Result<bool> {
@@ -131,7 +131,7 @@ impl Privcmd {
     /// # Errors
     ///
     /// [`Error::ResourceRefused`]: `EOPNOTSUPP` without an IOMMU for the domain; `ENODEV` when it
-    /// does not have the device. [`Error::NoDomain`]; as all of them.
+    /// does not have the device. [`Error::NoDomain`]; those common to all calls.
     #[doc(alias = "xc_deassign_device")]
     #[doc(alias = "XEN_DOMCTL_deassign_device")]
     pub fn deassign_device(&self, domain: DomId, device: PciFunction) -> Result<()> {
@@ -167,7 +167,7 @@ impl Privcmd {
     /// # Errors
     ///
     /// `EINVAL` if it is one already, and for the same domain; `EOPNOTSUPP` if the guest is no HVM
-    /// guest; [`Error::NoDomain`], which names the one that is missing; as all of them.
+    /// guest; [`Error::NoDomain`], which names the one that is missing; those common to all calls.
     #[doc(alias = "xc_domain_set_target")]
     #[doc(alias = "XEN_DOMCTL_set_target")]
     pub fn set_target(&self, domain: DomId, target: DomId) -> Result<()> {
@@ -183,16 +183,16 @@ impl Privcmd {
         }
     }
 
-    /// Makes a port of `domain` to which `remote` may bind. For ports of this domain itself
-    /// there is `xen-evtchn`, whose driver keeps account of them.
+    /// Makes a port of `domain` to which `remote` may bind. For ports of this domain itself use
+    /// `xen-evtchn`, whose driver keeps track of them.
     ///
-    /// The port is the domain's: only its kernel can close it, and it ends with the domain.
+    /// The port belongs to that domain: only its kernel can close it, and it ends with the domain.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`] for [`DomId::SELF`]; [`Error::LimitReached`] without a free port;
-    /// [`Error::NoDomain`], which may mean either; as all of them, but the interface has no
-    /// version.
+    /// [`Error::NoDomain`], which may mean either; those common to all calls, but the interface has
+    /// no version.
     #[doc(alias = "xc_evtchn_alloc_unbound")]
     #[doc(alias = "EVTCHNOP_alloc_unbound")]
     pub fn allocate_port(&self, domain: DomId, remote: DomId) -> Result<Port> {
@@ -219,7 +219,8 @@ impl Privcmd {
     /// # Errors
     ///
     /// [`Error::NotPermitted`] where this domain may not use the interrupt; `EINVAL` where there is
-    /// none, or none free; [`Error::NoDomain`]; as all of them, but the interface has no version.
+    /// none, or none free; [`Error::NoDomain`]; those common to all calls, but the interface has no
+    /// version.
     #[doc(alias = "xc_physdev_map_pirq")]
     #[doc(alias = "xc_physdev_map_pirq_msi")]
     #[doc(alias = "PHYSDEVOP_map_pirq")]

@@ -1,4 +1,4 @@
-//! Where the typed calls go: privcmd's driver, or a simulated host's broker. Both take and give
+//! Where the typed calls lead: privcmd's driver, or a simulated host's broker. Both take and return
 //! Xen's own structs, so that the conversion above them is the same.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -17,7 +17,7 @@ use crate::ioctl::privcmd::{
 };
 use crate::{DomId, Error, Host, PAGE_SIZE, Result, Xen};
 
-/// An open privcmd, and what is known of the hypervisor behind it.
+/// An open privcmd, and the properties of the hypervisor behind it that were determined so far.
 #[derive(Debug)]
 pub(crate) struct Backend {
     pub(super) xen: Xen,
@@ -28,7 +28,7 @@ pub(crate) struct Backend {
     sysctl: AtomicU32,
 }
 
-/// The device, or what stands for its descriptor on a simulated host.
+/// The device, or the stand-in for its descriptor on a simulated host.
 #[derive(Debug)]
 pub(super) enum Device {
     Real(PrivCmd),
@@ -74,7 +74,7 @@ impl Backend {
         }
     }
 
-    /// The device, for what a simulated host does not do.
+    /// Returns the device, for operations that a simulated host does not have.
     pub(super) fn device(&self, op: &'static str) -> Result<&PrivCmd> {
         match &self.dev {
             Device::Real(dev) => Ok(dev),
@@ -115,7 +115,7 @@ impl Backend {
         })
     }
 
-    /// An operation whose argument is one struct; `domain` is whom it is about.
+    /// Makes an operation whose argument is one struct; `domain` is the domain that it is about.
     pub(crate) fn operation<A: Operation>(
         &self,
         domain: Option<DomId>,
@@ -153,7 +153,7 @@ impl Backend {
             let mut buffer = self.buffer(list_buffer(frames.len()))?;
             dev.frame_list(&mut buffer, argument, frames, each)
         })?;
-        // A reservation that ends early returns how many of the frames it did.
+        // A reservation that ends early returns how many of the frames were done.
         let whole = !L::COUNTS || u64::try_from(done).is_ok_and(|n| n == frames.len() as u64);
         match whole {
             true => Ok(()),
@@ -246,7 +246,7 @@ impl Backend {
             }
             #[cfg(feature = "sim")]
             (_, Host::Sim(client)) => {
-                // No state of power management is simulated, so nothing long comes back.
+                // No state of power management is simulated, so the reply is always short.
                 let whole = sysctl::Sysctl::new(B::COMMAND, interface, &body.place(0));
                 let call = crate::abi::hypercall::HYPERVISOR_SYSCTL;
                 let sent = match area.get(..B::LEN.min(PAGE_SIZE)) {
@@ -353,8 +353,8 @@ impl Backend {
     /// The version of Xen's domctl interface.
     pub(crate) fn domctl_version(&self) -> Result<u32> {
         self.version(Interface::Domctl, || {
-            // Xen looks at the version first and at the domain next, before any privilege: of a
-            // domain that cannot be, it says so only when the version is right.
+            // Xen checks the version first and the domain next, before any privilege: it fails
+            // because of an impossible domain only when the version is right.
             let body = domctl::GetVcpuInfo::default();
             move |version| self.domctl_of(version, DomId::INVALID, body).map(drop)
         })
@@ -363,7 +363,7 @@ impl Backend {
     /// The version of Xen's sysctl interface.
     pub(super) fn sysctl_version(&self) -> Result<u32> {
         self.version(Interface::Sysctl, || {
-            // Here a privilege is next.
+            // Here Xen checks a privilege next.
             move |version| {
                 self.sysctl_of(version, sysctl::PhysInfo::default())
                     .map(drop)
@@ -371,7 +371,7 @@ impl Backend {
         })
     }
 
-    /// The version that is known, or that `ask` finds to be the hypervisor's.
+    /// Returns the version that is known, or that `ask` finds to be the hypervisor's.
     fn version<F: Fn(u32) -> Result<()>>(
         &self,
         which: Interface,
@@ -389,7 +389,7 @@ impl Backend {
         for version in versions.clone().rev() {
             match ask(version) {
                 Err(e) if e.errno() == Some(libc::EACCES) => {}
-                // The call itself was refused, perhaps before anybody looked at the version.
+                // The call itself failed, perhaps before Xen checked the version.
                 Err(e) if e.errno() == Some(libc::EPERM) && self.refuses_hypercalls() => {
                     return Err(Error::HypercallsRefused { op });
                 }
@@ -435,7 +435,7 @@ impl Backend {
         }
     }
 
-    /// Returns whether even a call that Xen refuses nobody is refused: then the kernel did it.
+    /// Returns whether even a call fails that Xen allows every domain: then the kernel refused it.
     pub(super) fn refuses_hypercalls(&self) -> bool {
         let op = crate::abi::version::XENVER_VERSION;
         let asked = match (&self.dev, self.xen.host()) {
@@ -452,7 +452,7 @@ impl Backend {
         asked.err().and_then(|e| e.errno()) == Some(libc::EPERM)
     }
 
-    /// Makes a call, and makes of its errno the error that names the cause.
+    /// Makes a call, and converts its errno to the error that names the cause.
     pub(super) fn named<T>(
         &self,
         op: &'static str,

@@ -13,7 +13,7 @@ use crate::ioctl::privcmd::SetVcpuContext;
 use crate::ioctl::privcmd::{GetHvmContext, SetHvmContext};
 use crate::{DomId, Error, Result};
 
-/// Bytes of a context at the most: a buffer has no more.
+/// The most bytes of a context: a buffer has no more.
 const CONTEXT_MAX: usize = 512 << 10;
 /// Tries, each after the guest's state has outgrown the buffer.
 const TRIES: usize = 4;
@@ -21,15 +21,15 @@ const TRIES: usize = 4;
 /// Virtual CPUs and their state: xen/include/public/domctl.h. For domain 0 and other control
 /// domains.
 ///
-/// All of them fail as the operations on domains do.
+/// All calls fail as the operations on domains do.
 impl Privcmd {
-    /// Makes the virtual CPUs of a domain, whose number was fixed when the domain was created. Of a
-    /// domain that has them it changes nothing.
+    /// Makes the virtual CPUs of a domain, whose number was fixed when the domain was created.
+    /// Changes nothing for a domain that has them.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for another number, and for this domain itself; [`Error::NoDomain`]; as all of
-    /// them.
+    /// `EINVAL` for another number, and for this domain itself; [`Error::NoDomain`]; those common
+    /// to all calls.
     #[doc(alias = "xc_domain_max_vcpus")]
     #[doc(alias = "XEN_DOMCTL_max_vcpus")]
     pub fn set_max_vcpus(&self, domain: DomId, vcpus: u32) -> Result<()> {
@@ -37,17 +37,17 @@ impl Privcmd {
         self.backend().domctl(domain, body).map(drop)
     }
 
-    /// Returns the registers of a virtual CPU, which Xen pauses meanwhile; `None` if the domain was
-    /// given none of that number, or its guest has not started it. A running guest goes on
-    /// afterwards: [`pause`](Self::pause) it first where several reads have to agree.
+    /// Returns the registers of a virtual CPU, which Xen pauses meanwhile. Returns `None` if the
+    /// domain was given none of that number, or its guest has not started it. A running guest
+    /// continues afterwards: [`pause`](Self::pause) it first if several reads must be consistent.
     ///
-    /// The struct is x86-64's, so the call exists there only. Of an HVM guest Xen fills the
+    /// The struct is that of x86-64, so the call exists there only. For an HVM guest Xen fills the
     /// registers, CR0, CR2 to CR4, DR0 to DR7, and the bases of FS and GS.
     ///
     /// # Errors
     ///
     /// [`Error::Unsupported`] for a PV guest with 32-bit addresses, whose struct is another one;
-    /// [`Error::NoDomain`]; as all of them.
+    /// [`Error::NoDomain`]; those common to all calls.
     #[cfg(target_arch = "x86_64")]
     #[doc(alias = "xc_vcpu_getcontext")]
     #[doc(alias = "XEN_DOMCTL_getvcpucontext")]
@@ -73,20 +73,19 @@ impl Privcmd {
     /// [`vcpu_context`](Self::vcpu_context) returned and the caller changed. Xen pauses the domain
     /// meanwhile; [`pause`](Self::pause) it first, or it runs between the two calls.
     ///
-    /// Of an HVM guest Xen takes the general registers with RIP and RFLAGS, the floating-point
+    /// For an HVM guest Xen takes the general registers with RIP and RFLAGS, the floating-point
     /// registers and DR0 to DR7; [`set_hvm_context`](Self::set_hvm_context) sets the others.
     /// Without [`VGCF_I387_VALID`](crate::abi::vcpu::VGCF_I387_VALID) in its flags the
-    /// floating-point registers are reset, without
-    /// [`VGCF_ONLINE`](crate::abi::vcpu::VGCF_ONLINE) the virtual CPU goes offline. Registers of
-    /// AVX and later are reset. The caller answers for the values: a guest that cannot run with
-    /// them crashes.
+    /// floating-point registers are reset. Without [`VGCF_ONLINE`](crate::abi::vcpu::VGCF_ONLINE)
+    /// the virtual CPU goes offline. Registers of AVX and later are reset. The caller is
+    /// responsible for the values: a guest that cannot run with them crashes.
     ///
     /// # Errors
     ///
     /// `EINVAL` for a virtual CPU that does not exist, for this domain itself, and for what a PV
     /// guest cannot have; [`Error::Unsupported`] for a PV guest with 32-bit addresses; `EOPNOTSUPP`
     /// when the page tables, GDT or LDT in `context` are not those that a PV guest's virtual CPU
-    /// has; [`Error::NoDomain`]; as all of them.
+    /// has; [`Error::NoDomain`]; those common to all calls.
     #[cfg(target_arch = "x86_64")]
     #[doc(alias = "xc_vcpu_setcontext")]
     #[doc(alias = "XEN_DOMCTL_setvcpucontext")]
@@ -115,20 +114,20 @@ impl Privcmd {
         let body = abi::AddressSize::default();
         match self.backend().domctl(domain, body) {
             Ok((_, answer)) => Ok(answer.size),
-            // An HVM guest, whose width is the processor's matter.
+            // An HVM guest, whose width depends on the processor's mode.
             Err(e) if e.errno() == Some(libc::EOPNOTSUPP) => Ok(u64::BITS),
             Err(e) => Err(e),
         }
     }
 
-    /// Returns all that Xen keeps of an HVM guest, besides its memory: the records that
+    /// Returns everything that Xen keeps of an HVM guest, besides its memory: the records that
     /// [`hvm_save`](crate::hvm_save) reads. Xen pauses the guest meanwhile.
     ///
     /// # Errors
     ///
     /// `EINVAL` if it is no HVM guest, and for this domain itself; `ENOSPC` if it grew at each of
-    /// four tries; [`Error::Unsupported`] elsewhere than on x86; [`Error::NoDomain`]; as all of
-    /// them.
+    /// four tries; [`Error::Unsupported`] on architectures other than x86; [`Error::NoDomain`];
+    /// those common to all calls.
     ///
     /// ```no_run
     /// # use xen_sys::{DomId, Xen, hvm_save::Records, privcmd::Privcmd};
@@ -148,11 +147,12 @@ impl Privcmd {
     }
 
     /// Returns one record of that state, without its descriptor; `None` if there is none. Xen
-    /// pauses the virtual CPU meanwhile, or the guest if the record is not one's.
+    /// pauses the virtual CPU meanwhile, or the guest if the record does not belong to a virtual
+    /// CPU.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a kind of which there is none; as [`hvm_context`](Self::hvm_context).
+    /// `EINVAL` for a kind that does not exist; those of [`hvm_context`](Self::hvm_context).
     #[doc(alias = "xc_domain_hvm_getcontext_partial")]
     #[doc(alias = "XEN_DOMCTL_gethvmcontext_partial")]
     pub fn hvm_record(&self, domain: DomId, kind: u16, instance: u16) -> Result<Option<Vec<u8>>> {
@@ -176,14 +176,14 @@ impl Privcmd {
     /// Replaces all that Xen keeps of an HVM guest by `context`, from
     /// [`hvm_context`](Self::hvm_context). Xen pauses the guest meanwhile.
     ///
-    /// The caller answers for the bytes: Xen checks the records one after the other, so that a
-    /// guest whose context it refuses in the middle has a part of it.
+    /// The caller is responsible for the bytes. Xen checks the records one after the other, so a
+    /// guest whose context it rejects in the middle has a part of it.
     ///
     /// # Errors
     ///
     /// `EINVAL` for bytes that are no such context, if it is no HVM guest, and for this domain
     /// itself; [`Error::Invalid`] for no bytes or more than 512 KiB; [`Error::Unsupported`]
-    /// elsewhere than on x86; [`Error::NoDomain`]; as all of them.
+    /// elsewhere than on x86; [`Error::NoDomain`]; those common to all calls.
     #[doc(alias = "xc_domain_hvm_setcontext")]
     #[doc(alias = "XEN_DOMCTL_sethvmcontext")]
     pub fn set_hvm_context(&self, domain: DomId, context: &[u8]) -> Result<()> {
@@ -199,13 +199,13 @@ impl Privcmd {
     }
 }
 
-/// Asks for a length with no bytes, and for the bytes then; the call returns how many it wrote, or
+/// Requests a length with no bytes, and then the bytes; the call returns how many it wrote, or
 /// fails if they are not enough.
 fn sized(op: &'static str, mut call: impl FnMut(&mut [u8]) -> Result<u64>) -> Result<Vec<u8>> {
     let mut refused = None;
     for _ in 0..TRIES {
         let len = room(op, call(&mut [])?)?;
-        // No bytes would be another question for the length.
+        // No bytes would request the length again.
         let mut bytes = vec![0; len.max(1)];
         match call(&mut bytes) {
             Ok(written) => {
@@ -220,7 +220,7 @@ fn sized(op: &'static str, mut call: impl FnMut(&mut [u8]) -> Result<u64>) -> Re
     Err(refused.unwrap_or_else(nothing))
 }
 
-/// The length Xen asks for, if a buffer may have it.
+/// Returns the length that Xen requires, if a buffer may have it.
 fn room(op: &'static str, len: u64) -> Result<usize> {
     let room = usize::try_from(len).ok().filter(|&len| len <= CONTEXT_MAX);
     room.ok_or_else(|| too_long(op, len))

@@ -1,4 +1,4 @@
-//! Domains: `domctl`, and what of sysctl lists them.
+//! Domains: `domctl`, and the operations of sysctl that list them.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,7 +17,7 @@ bitflags! {
         /// It is being destroyed.
         #[doc(alias = "XEN_DOMINF_dying")]
         const DYING = 1 << 0;
-        /// It is an HVM guest, PVH included, and no PV guest.
+        /// It is an HVM guest (including PVH) and no PV guest.
         #[doc(alias = "XEN_DOMINF_hvm_guest")]
         const HVM = 1 << 1;
         /// It has shut down, see [`DomainInfo::shutdown`].
@@ -53,10 +53,10 @@ bitflags! {
 pub struct ShutdownReason(u8);
 
 impl ShutdownReason {
-    /// It has ended as it should.
+    /// It has ended normally.
     #[doc(alias = "SHUTDOWN_poweroff")]
     pub const POWEROFF: Self = Self(0);
-    /// It wants to be started again.
+    /// It requests a restart.
     #[doc(alias = "SHUTDOWN_reboot")]
     pub const REBOOT: Self = Self(1);
     /// It waits to be saved.
@@ -68,7 +68,7 @@ impl ShutdownReason {
     /// Its watchdog has ended it.
     #[doc(alias = "SHUTDOWN_watchdog")]
     pub const WATCHDOG: Self = Self(4);
-    /// It wants to be reset without an end.
+    /// It requests a reset without an end.
     #[doc(alias = "SHUTDOWN_soft_reset")]
     pub const SOFT_RESET: Self = Self(5);
 
@@ -99,7 +99,7 @@ impl fmt::Display for ShutdownReason {
     }
 }
 
-/// A domain at one moment, as Xen sees it.
+/// A domain at one moment, as Xen reports it.
 ///
 /// C: `struct xen_domctl_getdomaininfo`, xen/include/public/domctl.h.
 #[doc(alias = "xen_domctl_getdomaininfo")]
@@ -115,7 +115,8 @@ pub struct DomainInfo {
     pub shutdown: Option<ShutdownReason>,
     /// Pages of memory it has, [`PAGE_SIZE`] bytes each.
     pub pages: u64,
-    /// Pages it may have. Domain 0's is the highest number there is, unless it was given one.
+    /// Pages it may have. For domain 0 it is the highest possible number, unless it was given a
+    /// limit.
     pub max_pages: u64,
     /// Pages claimed for it that it does not have yet.
     pub outstanding_pages: u64,
@@ -125,7 +126,7 @@ pub struct DomainInfo {
     pub paged_pages: u64,
     /// The guest frame of its shared info page.
     pub shared_info_frame: u64,
-    /// The time that its virtual CPUs ran, all together, since it was made.
+    /// The time that all its virtual CPUs ran together since it was created.
     pub cpu_time: Duration,
     /// Virtual CPUs online.
     pub online_vcpus: u32,
@@ -142,25 +143,25 @@ pub struct DomainInfo {
 }
 
 impl DomainInfo {
-    /// [`pages`](Self::pages) in bytes.
+    /// Returns [`pages`](Self::pages) in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         self.pages.saturating_mul(PAGE_SIZE as u64)
     }
 
-    /// [`max_pages`](Self::max_pages) in bytes, at most [`u64::MAX`].
+    /// Returns [`max_pages`](Self::max_pages) in bytes, at most [`u64::MAX`].
     #[must_use]
     pub fn max_memory_bytes(&self) -> u64 {
         self.max_pages.saturating_mul(PAGE_SIZE as u64)
     }
 
-    /// [`outstanding_pages`](Self::outstanding_pages) in bytes.
+    /// Returns [`outstanding_pages`](Self::outstanding_pages) in bytes.
     #[must_use]
     pub fn outstanding_bytes(&self) -> u64 {
         self.outstanding_pages.saturating_mul(PAGE_SIZE as u64)
     }
 
-    /// Virtual CPUs it was given, online or not.
+    /// Returns how many virtual CPUs it was given, online or not.
     #[must_use]
     pub fn vcpus(&self) -> u32 {
         self.max_vcpu_id.map_or(0, |last| last.saturating_add(1))
@@ -192,7 +193,7 @@ impl DomainInfo {
     }
 }
 
-/// The time that virtual CPUs ran, without a flag of Xen's.
+/// Returns the time that virtual CPUs ran, without a flag that Xen may set in it.
 ///
 /// While Xen updates the run states that a guest sees, it sets `XEN_RUNSTATE_UPDATE`, bit 63, in the
 /// time at which the current state was entered (`update_runstate_area`, xen/common/domain.c). A sum
@@ -217,7 +218,7 @@ pub struct VcpuInfo {
     pub blocked: bool,
     /// Set if it is on a CPU now.
     pub running: bool,
-    /// The time that it ran since the domain was made.
+    /// The time that it ran since the domain was created.
     pub cpu_time: Duration,
     /// The CPU it is on, or was on last.
     pub cpu: u32,
@@ -233,7 +234,7 @@ bitflags! {
         const SHUTDOWN = 1 << 1;
         /// It is being destroyed.
         const DYING = 1 << 2;
-        /// It is destroyed, but memory of its is still in use.
+        /// It is destroyed, but some of its memory is still in use.
         const DEAD = 1 << 3;
 
         const _ = !0;
@@ -255,7 +256,7 @@ bitflags! {
     }
 }
 
-/// The state of a domain that may be gone.
+/// The state of a domain that may no longer exist.
 ///
 /// C: `struct xen_domctl_get_domain_state`, xen/include/public/domctl.h of Xen 4.21.
 #[doc(alias = "xen_domctl_get_domain_state")]
@@ -266,15 +267,14 @@ pub struct DomainState {
     pub state: StateFlags,
     /// Its capabilities.
     pub capabilities: CapabilityFlags,
-    /// A number that no other domain gets until the host is started again, unlike its
-    /// [`DomId`].
+    /// A number that no other domain gets until the host is restarted, unlike its [`DomId`].
     pub unique_id: u64,
 }
 
-/// Domains asked for by one call.
+/// The most domains that one call requests.
 const PER_CALL: u32 = 256;
 
-/// Every domain, from calls that return at most [`PER_CALL`] domains, the given one the first.
+/// Lists every domain, with calls that return at most [`PER_CALL`] domains, the given one first.
 fn list(mut call: impl FnMut(DomId) -> Result<Vec<abi::GetDomainInfo>>) -> Result<Vec<DomainInfo>> {
     let mut domains = Vec::new();
     let mut next = 0;
@@ -288,7 +288,7 @@ fn list(mut call: impl FnMut(DomId) -> Result<Vec<abi::GetDomainInfo>>) -> Resul
             new
         };
         domains.extend(found.iter().filter(ascending).map(DomainInfo::new));
-        // Each turn begins above all that was found, so there are no more turns than numbers.
+        // Each turn begins above all domains found, so there are no more turns than numbers.
         let last = found.len() < PER_CALL as usize || next == before;
         if last || next >= DomId::FIRST_RESERVED.as_u16() {
             return Ok(domains);
@@ -296,19 +296,19 @@ fn list(mut call: impl FnMut(DomId) -> Result<Vec<abi::GetDomainInfo>>) -> Resul
     }
 }
 
-/// Domains: xen/include/public/domctl.h and sysctl.h. For domain 0 and other control domains;
-/// [`domain_info`](Self::domain_info) and [`domains`](Self::domains) for the store's domain, too.
+/// Domains: xen/include/public/domctl.h and sysctl.h. For domain 0 and other control domains; the
+/// store's domain may also call [`domain_info`](Self::domain_info) and [`domains`](Self::domains).
 ///
-/// All of them fail with [`Error::NotPermitted`] where Xen refuses this domain,
-/// [`Error::HypercallsRefused`] where the kernel refuses every hypercall,
-/// [`Error::LimitReached`] where Xen has no room, and [`Error::InterfaceVersion`] on a hypervisor
-/// whose interface is of an unknown version. None waits for anything but the hypervisor.
+/// All calls fail with [`Error::NotPermitted`] where Xen refuses this domain,
+/// [`Error::HypercallsRefused`] where the kernel refuses every hypercall, [`Error::LimitReached`]
+/// where Xen has no room, and [`Error::InterfaceVersion`] on a hypervisor whose interface has an
+/// unsupported version. Each waits for the hypervisor only.
 impl Privcmd {
-    /// Returns a domain at this moment.
+    /// Returns a domain as it is now.
     ///
     /// # Errors
     ///
-    /// [`Error::NoDomain`]; as all of them.
+    /// [`Error::NoDomain`]; those common to all calls.
     #[doc(alias = "xc_domain_getinfo_single")]
     #[doc(alias = "XEN_DOMCTL_getdomaininfo")]
     pub fn domain_info(&self, domain: DomId) -> Result<DomainInfo> {
@@ -316,12 +316,12 @@ impl Privcmd {
         Self::found(domain, found)
     }
 
-    /// Several domains, one by one: by one hypercall for 64 of them.
+    /// Returns several domains, each with its own result, in one hypercall for 64 of them.
     ///
     /// # Errors
     ///
-    /// As all of them; that there is no such domain, and whatever else is of one domain, is in the
-    /// place of that domain.
+    /// Those common to all calls. An error of a single domain, such as that it does not exist, is
+    /// in the place of that domain.
     #[doc(alias = "xc_domain_getinfo_single")]
     pub fn domain_infos(&self, domains: &[DomId]) -> Result<Vec<Result<DomainInfo>>> {
         let found = self.backend().domctls(domains, no_info())?;
@@ -329,8 +329,8 @@ impl Privcmd {
         Ok(found.map(|(&domain, f)| Self::found(domain, f)).collect())
     }
 
-    /// `domain`, if that is what was found: before Xen 4.18 it is the next domain if there is no
-    /// such one.
+    /// Returns `domain`, if it was found: before Xen 4.18 the result is the next domain if there is
+    /// no such one.
     fn found(domain: DomId, found: Result<(DomId, abi::GetDomainInfo)>) -> Result<DomainInfo> {
         let op = "XEN_DOMCTL_getdomaininfo";
         match found {
@@ -344,14 +344,14 @@ impl Privcmd {
         }
     }
 
-    /// Every domain, by ascending number.
+    /// Returns every domain, by ascending number.
     ///
-    /// Domains come and go between the calls it takes when there are more than 256; none that is
-    /// there all the time is missing.
+    /// If there are more than 256, this takes several calls, between which domains may be created
+    /// and destroyed. A domain that exists all the time is never missing.
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     ///
     /// ```no_run
     /// # use xen_sys::{Xen, privcmd::Privcmd};
@@ -377,17 +377,17 @@ impl Privcmd {
         })
     }
 
-    /// Returns the state of a domain that may be gone; Xen 4.21 and later, by an interface that
-    /// stays as it is.
+    /// Returns the state of a domain that may no longer exist; Xen 4.21 and later, through a stable
+    /// interface.
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] before; [`Error::NoDomain`]; as all of them.
+    /// [`Error::Unsupported`] before; [`Error::NoDomain`]; those common to all calls.
     #[doc(alias = "XEN_DOMCTL_get_domain_state")]
     pub fn domain_state(&self, domain: DomId) -> Result<DomainState> {
         let op = "XEN_DOMCTL_get_domain_state";
         if domain == DomId::INVALID {
-            // Xen would answer for whichever domain has changed, and take note of that.
+            // Xen would answer for whichever domain has changed, and consume that notification.
             return Err(Error::NoDomain { op, domain });
         }
         match self
@@ -399,7 +399,7 @@ impl Privcmd {
                 capabilities: CapabilityFlags::from_bits_retain(raw.caps),
                 unique_id: raw.unique_id,
             }),
-            // To an earlier Xen it is a call of another version.
+            // An earlier Xen treats it as a call of another version.
             Err(Error::NotPermitted { source, .. })
                 if source.raw_os_error() == Some(libc::EACCES)
                     && self.version_numbers()? < (4, 21) =>
@@ -414,45 +414,45 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for this domain itself; `EOVERFLOW` at 255 pauses; [`Error::NoDomain`]; as all of
-    /// them.
+    /// `EINVAL` for this domain itself; `EOVERFLOW` at 255 pauses; [`Error::NoDomain`]; those
+    /// common to all calls.
     #[doc(alias = "xc_domain_pause")]
     #[doc(alias = "XEN_DOMCTL_pausedomain")]
     pub fn pause(&self, domain: DomId) -> Result<()> {
         self.backend().domctl(domain, abi::Pause).map(drop)
     }
 
-    /// Takes back one [`pause`](Self::pause), or lets a new domain run.
+    /// Undoes one [`pause`](Self::pause), or lets a new domain run.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if it is not paused; [`Error::NoDomain`]; as all of them.
+    /// `EINVAL` if it is not paused; [`Error::NoDomain`]; those common to all calls.
     #[doc(alias = "xc_domain_unpause")]
     #[doc(alias = "XEN_DOMCTL_unpausedomain")]
     pub fn unpause(&self, domain: DomId) -> Result<()> {
         self.backend().domctl(domain, abi::Unpause).map(drop)
     }
 
-    /// Ends a domain at once and frees its memory. The store and the devices are the toolstack's
-    /// to clear away; a domain that `xl` manages is better ended by it.
+    /// Ends a domain immediately and frees its memory. The toolstack must clean up the store and
+    /// the devices; a domain that `xl` manages is better ended with `xl`.
     ///
-    /// A large domain takes as long as its memory takes to be freed.
+    /// Blocks until the domain's memory is freed, which takes long for a large domain.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for this domain itself; [`Error::NoDomain`]; as all of them.
+    /// `EINVAL` for this domain itself; [`Error::NoDomain`]; those common to all calls.
     #[doc(alias = "xc_domain_destroy")]
     #[doc(alias = "XEN_DOMCTL_destroydomain")]
     pub fn destroy(&self, domain: DomId) -> Result<()> {
         self.backend().domctl(domain, abi::Destroy).map(drop)
     }
 
-    /// Declares that a domain has shut down, and so stops its virtual CPUs. Its toolstack then does
-    /// with it what its configuration says.
+    /// Declares that a domain has shut down, and so stops its virtual CPUs. Its toolstack then acts
+    /// on the domain's configuration.
     ///
     /// # Errors
     ///
-    /// [`Error::NoDomain`]; as all of them, but the interface has no version.
+    /// [`Error::NoDomain`]; those common to all calls, but the interface has no version.
     #[doc(alias = "xc_domain_shutdown")]
     #[doc(alias = "SCHEDOP_remote_shutdown")]
     pub fn shutdown(&self, domain: DomId, reason: ShutdownReason) -> Result<()> {
@@ -466,11 +466,11 @@ impl Privcmd {
     }
 
     /// Sets how much memory a domain may have, in bytes, rounded down to whole pages. The domain
-    /// keeps memory beyond that.
+    /// keeps memory that it has beyond the limit.
     ///
     /// # Errors
     ///
-    /// [`Error::NoDomain`]; as all of them.
+    /// [`Error::NoDomain`]; those common to all calls.
     #[doc(alias = "xc_domain_setmaxmem")]
     #[doc(alias = "XEN_DOMCTL_max_mem")]
     pub fn set_max_memory(&self, domain: DomId, bytes: u64) -> Result<()> {
@@ -480,11 +480,11 @@ impl Privcmd {
         self.backend().domctl(domain, body).map(drop)
     }
 
-    /// Returns a virtual CPU at this moment; `None` if the domain was given none of that number.
+    /// Returns a virtual CPU as it is now; `None` if the domain was given none of that number.
     ///
     /// # Errors
     ///
-    /// [`Error::NoDomain`]; as all of them.
+    /// [`Error::NoDomain`]; those common to all calls.
     #[doc(alias = "xc_vcpu_getinfo")]
     #[doc(alias = "XEN_DOMCTL_getvcpuinfo")]
     pub fn vcpu_info(&self, domain: DomId, vcpu: u32) -> Result<Option<VcpuInfo>> {
@@ -553,7 +553,7 @@ mod tests {
             [now, most, info.outstanding_bytes()]
         };
         assert_eq!(bytes(&raw), [4096, 8192, 12288]);
-        // Domain 0's, unless it was given a limit.
+        // The value of domain 0, unless it was given a limit.
         raw.max_pages = u64::from(u32::MAX);
         assert_eq!(bytes(&raw)[1], (1 << 44) - 4096);
         raw.max_pages = u64::MAX;

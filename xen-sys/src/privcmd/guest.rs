@@ -66,7 +66,7 @@ params! {
 }
 
 impl HvmParam {
-    /// Creates the parameter numbered `index`, of which there need be none.
+    /// Creates the parameter numbered `index`, which need not exist.
     #[must_use]
     pub const fn new(index: u32) -> Self {
         Self(index)
@@ -83,7 +83,7 @@ impl HvmParam {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PortState {
-    /// Nothing: it is not in use.
+    /// Nothing: the port is not in use.
     #[doc(alias = "EVTCHNSTAT_closed")]
     Closed,
     /// It waits for a domain to bind to it.
@@ -109,7 +109,7 @@ pub enum PortState {
     /// An interrupt between virtual CPUs.
     #[doc(alias = "EVTCHNSTAT_ipi")]
     Ipi,
-    /// Something that this crate does not know, by its number.
+    /// A binding that is unknown to this crate, by its number.
     Other(u32),
 }
 
@@ -142,8 +142,8 @@ pub struct GrantTableSize {
 
 /// One guest, or this domain itself ([`DomId::SELF`]).
 ///
-/// A domain may ask all of this of itself, if its kernel lets it, and of a guest whose device
-/// model it is. All of them fail with [`Error::NotPermitted`] where Xen refuses,
+/// A domain may make these calls for itself, if its kernel lets it, and for a guest whose device
+/// model it is. All calls fail with [`Error::NotPermitted`] where Xen refuses them,
 /// [`Error::HypercallsRefused`] where the kernel does, and [`Error::NoDomain`]. Their interfaces
 /// have no versions.
 impl Privcmd {
@@ -151,7 +151,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the guest is none, or has no such parameter; as all of them.
+    /// `EINVAL` when it is no HVM guest, or has no such parameter; those common to all calls.
     ///
     /// ```no_run
     /// # use xen_sys::{DomId, Xen, privcmd::{HvmParam, Privcmd}};
@@ -171,8 +171,8 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// `EEXIST` for one that is set for good; `EINVAL` when the guest is none, or has no such
-    /// parameter or no such value of it; as all of them.
+    /// `EEXIST` for a parameter that can be set only once; `EINVAL` when it is no HVM guest, or has
+    /// no such parameter or no such value of it; those common to all calls.
     #[doc(alias = "xc_hvm_param_set")]
     #[doc(alias = "HVMOP_set_param")]
     pub fn set_hvm_param(&self, domain: DomId, param: HvmParam, value: u64) -> Result<()> {
@@ -185,7 +185,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when there can be no such port; as all of them.
+    /// `EINVAL` when there can be no such port; those common to all calls.
     #[doc(alias = "xc_evtchn_status")]
     #[doc(alias = "EVTCHNOP_status")]
     pub fn port_status(&self, domain: DomId, port: Port) -> Result<PortStatus> {
@@ -219,16 +219,17 @@ impl Privcmd {
         })
     }
 
-    /// Returns the number of the domain that this program runs in, as Xen has it. A program that
-    /// may make no hypercall reads the node `domid` of the store instead
+    /// Returns the number of the domain that this program runs in, from Xen. A program that may
+    /// make no hypercall reads the node `domid` of the store instead
     /// (`xen_store::Store::own_domain`): the kernel has no call that returns it.
     ///
-    /// Opens a port for this domain itself, asks Xen for which domain it is, and closes it.
+    /// Opens a port for this domain itself, requests from Xen the domain that it is for, and closes
+    /// it.
     ///
     /// # Errors
     ///
     /// [`Error::Device`] when `/dev/xen/evtchn` does not open, [`Error::Os`] with `ENOSPC` when no
-    /// port is left; as all of them.
+    /// port is left; those common to all calls.
     pub fn own_domain(&self) -> Result<DomId> {
         let status = match self.backend().xen.host() {
             Host::Dev(root) => {
@@ -254,7 +255,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "xc_gnttab_query_size")]
     #[doc(alias = "GNTTABOP_query_size")]
     pub fn grant_table_size(&self, domain: DomId) -> Result<GrantTableSize> {
@@ -268,7 +269,7 @@ impl Privcmd {
         };
         let op = "GNTTABOP_query_size";
         let (_, answer) = self.backend().operation(Some(domain), argument)?;
-        // Here the refusal is in the struct.
+        // Here the error is in the struct.
         let errno = match answer.status {
             abi::GNTST_OKAY => {
                 return Ok(GrantTableSize {
@@ -294,7 +295,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "GNTTABOP_get_version")]
     pub fn grant_table_version(&self, domain: DomId) -> Result<u32> {
         let argument = abi::GnttabGetVersion {
@@ -310,28 +311,28 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "xc_domain_maximum_gpfn")]
     #[doc(alias = "XENMEM_maximum_gpfn")]
     pub fn maximum_gpfn(&self, domain: DomId) -> Result<u64> {
         self.pages(domain, MaximumGpfn)
     }
 
-    /// Pages of memory that a domain has.
+    /// Returns how many pages of memory a domain has.
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "XENMEM_current_reservation")]
     pub fn current_pages(&self, domain: DomId) -> Result<u64> {
         self.pages(domain, CurrentReservation)
     }
 
-    /// Pages of memory that a domain may have.
+    /// Returns how many pages of memory a domain may have.
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "XENMEM_maximum_reservation")]
     pub fn maximum_pages(&self, domain: DomId) -> Result<u64> {
         self.pages(domain, MaximumReservation)

@@ -79,11 +79,11 @@ pub struct PhysInfo {
     pub arch_capabilities: u32,
     /// Memory, in pages of [`PAGE_SIZE`] bytes.
     pub total_pages: u64,
-    /// Pages that belong to nobody.
+    /// Free pages.
     pub free_pages: u64,
     /// Free pages that are still to be zeroed.
     pub scrub_pages: u64,
-    /// Pages that are claimed and belong to nobody yet.
+    /// Pages that are claimed and still free.
     pub outstanding_pages: u64,
     /// The highest number a machine frame may have.
     pub max_frame: u64,
@@ -92,20 +92,20 @@ pub struct PhysInfo {
 }
 
 impl PhysInfo {
-    /// [`total_pages`](Self::total_pages) in bytes.
+    /// Returns [`total_pages`](Self::total_pages) in bytes.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         self.total_pages.saturating_mul(PAGE_SIZE as u64)
     }
 
-    /// [`free_pages`](Self::free_pages) in bytes.
+    /// Returns [`free_pages`](Self::free_pages) in bytes.
     #[must_use]
     pub fn free_bytes(&self) -> u64 {
         self.free_pages.saturating_mul(PAGE_SIZE as u64)
     }
 }
 
-/// The place of a CPU. An unknown or missing part is `None`.
+/// The location of a CPU. An unknown or missing part is `None`.
 ///
 /// C: `struct xen_sysctl_cputopo`, xen/include/public/sysctl.h.
 #[doc(alias = "xen_sysctl_cputopo")]
@@ -131,7 +131,7 @@ pub struct CpuTopology {
 pub struct NodeMemory {
     /// Its size in bytes; holes count.
     pub bytes: u64,
-    /// Bytes of it that belong to nobody.
+    /// Free bytes.
     pub free_bytes: u64,
 }
 
@@ -139,9 +139,9 @@ pub struct NodeMemory {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConsoleChunk {
-    /// The bytes, which need not be text: guests write there, too.
+    /// The bytes, which need not be text: guests write there too.
     pub bytes: Vec<u8>,
-    /// The index at which the next read goes on.
+    /// The index from which the next read continues.
     pub next: u32,
 }
 
@@ -171,11 +171,11 @@ pub struct FrequencyStates {
     pub states: Vec<FrequencyState>,
     /// The number of them that the platform allows at the moment.
     pub usable: u8,
-    /// The state before, by its place in `states`.
+    /// The previous state, as an index into `states`.
     pub last: u8,
-    /// The state now, by its place in `states`.
+    /// The current state, as an index into `states`.
     pub current: u8,
-    /// The number of times that the CPU went from one state (the row) to another one.
+    /// The number of times that the CPU changed from one state (the row) to another.
     pub transitions: Vec<Vec<u64>>,
 }
 
@@ -198,7 +198,7 @@ pub struct IdleState {
 pub struct IdleStates {
     /// The states, C0 first.
     pub states: Vec<IdleState>,
-    /// The state before, by its place in `states`.
+    /// The previous state, as an index into `states`.
     pub last: u32,
     /// The time that the CPU had no work since Xen started.
     pub idle: Duration,
@@ -208,23 +208,23 @@ pub struct IdleStates {
     pub core: Vec<Option<u64>>,
 }
 
-/// CPUs, and nodes, asked for at the most.
+/// The most CPUs, and nodes, that are requested.
 const MAX_CPUS: u32 = 4096;
 const MAX_NODES: u32 = 256;
 /// Bytes of the console ring read by one call.
 const CONSOLE_CHUNK: u32 = 32 << 10;
-/// Reads of the ring at the most: a ring of 64 MiB.
+/// The most reads of the ring: a ring of 64 MiB.
 const CONSOLE_CHUNKS: usize = 2048;
 
 /// The machine: xen/include/public/sysctl.h. For control domains.
 ///
-/// All of them fail as the operations on domains do.
+/// All calls fail as the operations on domains do.
 impl Privcmd {
-    /// Returns the machine at this moment.
+    /// Returns the machine as it is now.
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     ///
     /// ```no_run
     /// # use xen_sys::{Xen, privcmd::Privcmd};
@@ -255,11 +255,11 @@ impl Privcmd {
         })
     }
 
-    /// Where each CPU sits, by its number.
+    /// Returns the location of each CPU, by its number.
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "xc_cputopoinfo")]
     #[doc(alias = "XEN_SYSCTL_cputopoinfo")]
     pub fn cpu_topology(&self) -> Result<Vec<CpuTopology>> {
@@ -278,7 +278,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "xc_numainfo")]
     #[doc(alias = "XEN_SYSCTL_numainfo")]
     pub fn numa_memory(&self) -> Result<Vec<Option<NodeMemory>>> {
@@ -294,12 +294,12 @@ impl Privcmd {
         Ok(nodes.iter().map(memory).collect())
     }
 
-    /// Returns the distances between NUMA nodes, by the numbers of both, in the unit of the
-    /// firmware, in which a node is 10 from itself; `None` where one is offline.
+    /// Returns the distances between NUMA nodes, indexed by the numbers of both; `None` where one
+    /// is offline. The unit is the firmware's: the distance of a node from itself is 10.
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "xc_numainfo")]
     pub fn numa_distances(&self) -> Result<Vec<Vec<Option<u32>>>> {
         let body = NumaDistances(abi::NumaInfo::default());
@@ -314,7 +314,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "xc_getcpuinfo")]
     #[doc(alias = "XEN_SYSCTL_getcpuinfo")]
     pub fn cpu_idle_times(&self) -> Result<Vec<Duration>> {
@@ -324,13 +324,12 @@ impl Privcmd {
         Ok(cpus.iter().map(idle).collect())
     }
 
-    /// Presses debug keys, one byte each, whose answers go to the
-    /// [console ring](Self::console_ring): what `xl debug-keys` does. `h` lists them; some halt or
-    /// crash the machine.
+    /// Presses debug keys, one byte each, as `xl debug-keys` does. Xen prints their output to the
+    /// [console ring](Self::console_ring). `h` lists the keys; some halt or crash the machine.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] for more than 256 keys; as all of them.
+    /// [`Error::Invalid`] for more than 256 keys; those common to all calls.
     #[doc(alias = "xc_send_debug_keys")]
     #[doc(alias = "XEN_SYSCTL_debug_keys")]
     pub fn debug_keys(&self, keys: &[u8]) -> Result<()> {
@@ -354,7 +353,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a CPU that is missing or offline; as all of them.
+    /// `EINVAL` for a CPU that is missing or offline; those common to all calls.
     #[doc(alias = "xc_pm_get_pxstat")]
     #[doc(alias = "PMSTAT_get_pxstat")]
     pub fn frequency_states(&self, cpu: u32) -> Result<Option<FrequencyStates>> {
@@ -368,11 +367,11 @@ impl Privcmd {
         Ok(stat.map(|stat| px_states(&stat, &area)))
     }
 
-    /// Returns the idle states of a CPU; `None` if Xen has none.
+    /// Returns the idle states of a CPU; `None` if Xen uses none.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a CPU that is missing or offline; as all of them.
+    /// `EINVAL` for a CPU that is missing or offline; those common to all calls.
     #[doc(alias = "xc_pm_get_cxstat")]
     #[doc(alias = "PMSTAT_get_cxstat")]
     pub fn idle_states(&self, cpu: u32) -> Result<Option<IdleStates>> {
@@ -394,7 +393,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a CPU that is missing or offline; as all of them.
+    /// `EINVAL` for a CPU that is missing or offline; those common to all calls.
     #[doc(alias = "xc_get_cpufreq_avgfreq")]
     #[doc(alias = "XEN_SYSCTL_pm_op")]
     pub fn average_khz(&self, cpu: u32) -> Result<Option<u64>> {
@@ -403,7 +402,7 @@ impl Privcmd {
         Ok(answer.map(|answer| answer.0.value))
     }
 
-    /// `None` if a CPU that is there has no such thing.
+    /// Returns `None` if a CPU that exists has no such data.
     fn managed<T>(&self, cpu: u32, answer: Result<T>) -> Result<Option<T>> {
         match answer {
             Ok(answer) => Ok(Some(answer)),
@@ -418,17 +417,17 @@ impl Privcmd {
         }
     }
 
-    /// Returns everything in Xen's console ring: what `xl dmesg` prints.
+    /// Returns everything in Xen's console ring, as `xl dmesg` prints it.
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "xc_readconsolering")]
     #[doc(alias = "XEN_SYSCTL_readconsole")]
     pub fn console_ring(&self) -> Result<Vec<u8>> {
         let mut chunk = self.read_console(false, None)?;
         let mut all = std::mem::take(&mut chunk.bytes);
-        // A guest may write faster than this reads; the ring's size bounds what there is now.
+        // A guest may write faster than this reads; the ring's size bounds what is there now.
         for _ in 0..CONSOLE_CHUNKS {
             let more = self.console_ring_from(chunk.next)?;
             if more.bytes.is_empty() {
@@ -440,14 +439,16 @@ impl Privcmd {
         Ok(all)
     }
 
-    /// At most 32 KiB of Xen's console ring from `index` on, which an earlier chunk gave as its
-    /// [`next`](ConsoleChunk::next). Bytes that the ring has lost since then are left out.
+    /// Returns at most 32 KiB of Xen's console ring from `index` on, which is the
+    /// [`next`](ConsoleChunk::next) of an earlier chunk. Bytes that the ring has lost since then
+    /// are left out.
     ///
-    /// [`Virq::CON_RING`](crate::Virq::CON_RING) tells the domain it belongs to that there is more.
+    /// [`Virq::CON_RING`](crate::Virq::CON_RING) notifies the domain that has it bound of more
+    /// bytes.
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "xc_readconsolering")]
     pub fn console_ring_from(&self, index: u32) -> Result<ConsoleChunk> {
         self.read_console(false, Some(index))
@@ -457,7 +458,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// As all of them.
+    /// Those common to all calls.
     #[doc(alias = "xc_readconsolering")]
     pub fn clear_console_ring(&self) -> Result<()> {
         for _ in 0..CONSOLE_CHUNKS {

@@ -1,6 +1,6 @@
 //! Memory of other domains: mapping their frames and resources, without a grant.
 //!
-//! `xen_gnttab::foreign` makes regions of what is mapped here.
+//! `xen_gnttab::foreign` makes regions from the mappings made here.
 
 use std::thread;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::{DomId, Error, PAGE_SIZE, Result};
 
 /// A domain, reached through a privcmd device: for its memory and for its device model.
 ///
-/// From [`Privcmd::guest`] it is any domain; from [`RestrictedPrivcmd::guest`] the one domain that
+/// [`Privcmd::guest`] returns any domain; [`RestrictedPrivcmd::guest`] returns the one domain that
 /// the device is restricted to.
 #[doc(alias = "xenforeignmemory_handle")]
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +52,7 @@ impl Resource {
         abi::XENMEM_RESOURCE_GRANT_TABLE_ID_STATUS,
     );
 
-    /// Creates the resource number `id` of the kind numbered `kind`, of which there need be none.
+    /// Creates the resource number `id` of the kind numbered `kind`, which need not exist.
     #[must_use]
     pub const fn new(kind: u32, id: u32) -> Self {
         Self { kind, id }
@@ -86,7 +86,7 @@ pub struct ForeignPages {
     pub hold: ForeignHold,
 }
 
-/// Gives foreign pages of a simulated host back; the kernel needs no more than the unmapping.
+/// Gives foreign pages of a simulated host back; on a real host the unmapping suffices.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct ForeignHold {
@@ -110,13 +110,13 @@ impl Drop for ForeignHold {
             return;
         };
         if let Some(client) = xen.simulated() {
-            // A host that is gone has taken everything back.
+            // A host that has ended has taken everything back.
             let _ = client.release(*object);
         }
     }
 }
 
-/// Rounds in which frames that are paged out are asked for before giving up.
+/// The most rounds in which frames that are paged out are requested again.
 const PAGED_OUT_TRIES: u32 = 10;
 
 impl<'p> Guest<'p> {
@@ -131,7 +131,7 @@ impl<'p> Guest<'p> {
     /// # Errors
     ///
     /// [`Error::NoDomain`]; [`Error::NotPermitted`] unless this domain controls that one;
-    /// [`Error::Unsupported`] if the kernel or Xen has no such question, and on a simulated host;
+    /// [`Error::Unsupported`] if the kernel or Xen has no such request, and on a simulated host;
     /// [`Error::Os`]: `EINVAL` when there is no such resource.
     #[doc(alias = "xenforeignmemory_resource_size")]
     #[doc(alias = "IOCTL_PRIVCMD_MMAP_RESOURCE")]
@@ -279,7 +279,7 @@ impl<'p> Guest<'p> {
 }
 
 impl Privcmd {
-    /// Returns `domain` for what concerns its memory and its device model. Nothing is asked of Xen
+    /// Returns `domain`, for calls about its memory and its device model. Sends no request to Xen
     /// yet.
     #[doc(alias = "xenforeignmemory_open")]
     #[must_use]
@@ -313,11 +313,11 @@ impl Backend {
     }
 }
 
-/// Asks again for each frame that is paged out (`ENOENT`), for at most [`PAGED_OUT_TRIES`] rounds
+/// Requests each frame that is paged out (`ENOENT`) again, for at most [`PAGED_OUT_TRIES`] rounds
 /// in all, pausing between them for 1 ms, 2 ms, 4 ms ... 256 ms: about half a second.
 ///
-/// The domain's pager is another program, so waiting is all there is to do; a pager that never
-/// answers must not hold the caller forever.
+/// The domain's pager is another program, so all this side can do is wait. A pager that never
+/// answers must not block the caller forever.
 fn retry_paged_out(
     errors: &mut [i32],
     mut map: impl FnMut(usize, usize) -> Result<Vec<i32>>,

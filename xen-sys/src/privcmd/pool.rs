@@ -6,12 +6,12 @@ use std::sync::{Mutex, PoisonError};
 use crate::mmap::HypercallBuffer;
 use crate::{DevRoot, PAGE_SIZE, Result};
 
-/// Buffers kept: as many as there are calls at once in most programs.
+/// Buffers kept: as many as most programs have calls at the same time.
 const KEPT: usize = 8;
 /// The largest buffer kept, in bytes.
 const KEPT_LEN: usize = 16 * PAGE_SIZE;
 
-/// Buffers nobody uses at the moment.
+/// Buffers that are not in use.
 ///
 /// Making one costs an open, a map and a close; taking one costs a lock.
 #[derive(Debug, Default)]
@@ -51,7 +51,7 @@ impl Pool {
 /// Memory that Xen can reach, lent by a [`Privcmd`](super::Privcmd) until it is dropped.
 ///
 /// It stays mapped when the value is dropped or forgotten: its address is never that of other
-/// memory while a call with it lasts, whatever becomes of the caller.
+/// memory while a call with it lasts, whatever happens to the caller.
 #[doc(alias = "xencall_alloc_buffer")]
 #[doc(alias = "xencall_alloc_buffer_pages")]
 #[doc(alias = "xencall_free_buffer")]

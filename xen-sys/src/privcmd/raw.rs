@@ -1,4 +1,4 @@
-//! Hypercalls of the caller's choice: the one `unsafe` door.
+//! Arbitrary hypercalls: the one `unsafe` entry point.
 //!
 //! # Safety
 //!
@@ -12,13 +12,13 @@ use super::{MulticallEntry, Privcmd};
 use crate::Result;
 use crate::ioctl::privcmd::multicall_buffer;
 
-/// Any hypercall there is.
+/// Arbitrary hypercalls.
 impl Privcmd {
-    /// Makes a hypercall of the caller's choice, and returns what it returned. Arguments that the
-    /// call does not have are 0.
+    /// Makes an arbitrary hypercall, and returns its result. Arguments that the call does not have
+    /// are 0.
     ///
-    /// Blocks the thread until the hypervisor is done, and cannot be interrupted: no signal and no
-    /// dropped future ends the call early.
+    /// Blocks the thread until the hypervisor has finished, and cannot be interrupted: no signal
+    /// and no dropped future ends the call early.
     ///
     /// ```no_run
     /// use xen_sys::{Xen, privcmd::Privcmd};
@@ -38,7 +38,7 @@ impl Privcmd {
     ///
     /// [`Error::Os`](crate::Error::Os): the hypercall's errno, or the driver's, such as `EPERM` in
     /// a domain whose kernel refuses hypercalls. `EFAULT` can mean that memory was not mapped for a
-    /// moment, which in a [`buffer`](Self::buffer) from `/dev/xen/hypercall` cannot be.
+    /// moment, which cannot happen in a [`buffer`](Self::buffer) from `/dev/xen/hypercall`.
     /// [`Error::Unsupported`](crate::Error::Unsupported) on a simulated host.
     ///
     /// # Safety
@@ -64,9 +64,9 @@ impl Privcmd {
         unsafe { dev.hypercall(op, arg) }
     }
 
-    /// Makes several hypercalls by one, in their order. Each entry gets what its call returned in
-    /// [`result`](MulticallEntry::result), as Xen's negative errno if it failed; the ones after it
-    /// are made all the same.
+    /// Makes several hypercalls in one, in their order. The result of each call is in
+    /// [`result`](MulticallEntry::result) of its entry, as Xen's negative errno if it failed; the
+    /// calls after it are made all the same.
     ///
     /// # Errors
     ///

@@ -1,9 +1,9 @@
-//! The memory that a domain has, and where it has it: `memory_op`.
+//! The amount and the location of a domain's memory: `memory_op`.
 //!
 //! # Safety
 //!
 //! This file is not safe code because these operations may take memory from this program's own
-//! domain, or put other memory in its place. It only passes the caller's promise on.
+//! domain, or replace it by other memory. It only passes the caller's promise on.
 
 #![allow(unsafe_code)]
 
@@ -14,7 +14,7 @@ use crate::ioctl::privcmd::{
 };
 use crate::{DomId, Error, Result};
 
-/// A source of what [`Privcmd::add_to_physmap`] puts at a guest frame: `XENMAPSPACE_*`.
+/// What [`Privcmd::add_to_physmap`] puts at a guest frame: `XENMAPSPACE_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MapSpace {
@@ -43,26 +43,26 @@ impl MapSpace {
     }
 }
 
-/// Frames, and things put at frames, in one call at the most.
+/// The most frames, and objects put at frames, in one call.
 const PER_CALL: usize = 4096;
 
 /// The memory of a domain: xen/include/public/memory.h. For control domains and a guest's device
 /// model.
 ///
-/// All of them fail with [`Error::NotPermitted`] where Xen refuses, [`Error::HypercallsRefused`]
+/// All calls fail with [`Error::NotPermitted`] where Xen refuses them, [`Error::HypercallsRefused`]
 /// where the kernel does, and [`Error::NoDomain`]. Their interfaces have no versions.
 ///
-/// Those that change memory are `unsafe` because Xen takes the number of this domain itself, too,
-/// and a program cannot tell which number that is. Memory of *another* domain that this program
-/// has mapped stays mapped and stays memory, whatever becomes of that domain's frames.
+/// The calls that change memory are `unsafe` because Xen accepts the number of this domain itself
+/// too, and a program cannot determine which number that is. Memory of *another* domain that this
+/// program has mapped stays mapped and stays memory, whatever happens to that domain's frames.
 impl Privcmd {
     /// Gives a domain memory at `frames`, each the first of 2^`order`. Returns how many of them
-    /// have it: fewer, if there is no more memory, or the domain may not have more. Of a PV guest,
-    /// `frames` becomes the machine frames.
+    /// have it: fewer, if there is no more memory, or the domain may not have more. For a PV guest,
+    /// `frames` is overwritten with the machine frames.
     ///
     /// # Errors
     ///
-    /// As all of them; none once a frame has memory.
+    /// Those common to all calls, but only if no frame got memory.
     ///
     /// # Safety
     ///
@@ -86,7 +86,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// As all of them; none once a frame was taken.
+    /// Those common to all calls, but only if no frame was taken.
     ///
     /// # Safety
     ///
@@ -105,7 +105,7 @@ impl Privcmd {
         unsafe { self.extents::<Decrease>(domain, order, &mut frames) }
     }
 
-    /// Makes the operation on so many frames at a time as a buffer is kept for.
+    /// Makes the operation on as many frames at a time as fit a pooled buffer.
     ///
     /// # Safety
     ///
@@ -125,7 +125,7 @@ impl Privcmd {
                 unsafe { dev.extents::<E>(&mut buffer, domain, order, frames) }
             })
         })?;
-        // For a domain that is missing, Xen returns 0, too.
+        // For a domain that does not exist, Xen returns 0 too.
         if done == 0 && wanted > 0 {
             self.look_for(E::NAME, domain)?;
         }
@@ -140,13 +140,13 @@ impl Privcmd {
         }
     }
 
-    /// Sets `pages` aside for a domain, from which later allocations for it are taken; 0 takes that
-    /// back. A claim takes no memory from anybody.
+    /// Reserves `pages` for a domain, from which later allocations for it are taken; 0 cancels the
+    /// reservation. A claim takes no memory from any domain.
     ///
     /// # Errors
     ///
     /// `ENOMEM` when there are not as many free pages; `EINVAL` when the domain has a claim, or may
-    /// not have as many pages; as all of them.
+    /// not have as many pages; those common to all calls.
     #[doc(alias = "xc_domain_claim_pages")]
     #[doc(alias = "XENMEM_claim_pages")]
     pub fn claim_pages(&self, domain: DomId, pages: u64) -> Result<()> {
@@ -162,13 +162,13 @@ impl Privcmd {
         }
     }
 
-    /// Puts what `space` has at `index` at a domain's guest frame. Memory that was there is taken
-    /// from the domain.
+    /// Puts the object at `index` of `space` at a domain's guest frame. Memory that was there is
+    /// taken from the domain.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] for [`MapSpace::Foreign`]; `EINVAL` for an index of nothing; as all of
-    /// them.
+    /// [`Error::Invalid`] for [`MapSpace::Foreign`]; `EINVAL` for an index without an object; those
+    /// common to all calls.
     ///
     /// # Safety
     ///
@@ -200,12 +200,12 @@ impl Privcmd {
         done.map(drop)
     }
 
-    /// Puts what `space` has at each index at the guest frame next to it. Returns an errno for each
-    /// pair, 0 for one that was put.
+    /// Puts the object at each index of `space` at the guest frame next to it. Returns an errno for
+    /// each pair, 0 for success.
     ///
     /// # Errors
     ///
-    /// As all of them; what is of one pair is in its place.
+    /// Those common to all calls; the error of a single pair is in its place.
     ///
     /// # Safety
     ///
@@ -234,12 +234,12 @@ impl Privcmd {
         })
     }
 
-    /// Takes the memory at a guest frame out of a domain's memory map. It stays the domain's only
+    /// Removes the memory at a guest frame from a domain's memory map. It stays the domain's only
     /// if something else still uses it.
     ///
     /// # Errors
     ///
-    /// `ENOENT` when nothing is there; as all of them.
+    /// `ENOENT` when nothing is there; those common to all calls.
     ///
     /// # Safety
     ///

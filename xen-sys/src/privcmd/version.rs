@@ -1,4 +1,4 @@
-//! The hypervisor's facts about itself: `xen_version`.
+//! The hypervisor's description of itself: `xen_version`.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::abi::version as abi;
 use crate::ioctl::privcmd::Operation;
 use crate::{Error, Result};
 
-/// Linux's and Xen's `ENODATA`, which libc does not have for every system.
+/// Linux's and Xen's `ENODATA`, which libc does not define for every system.
 pub(super) const NO_DATA: i32 = 61;
 
 /// A hypervisor's version; prints as Xen's own tools print it, `4.17.5`.
@@ -32,7 +32,7 @@ impl fmt::Display for XenVersion {
 
 /// How a hypervisor was compiled.
 ///
-/// A domain that may not know reads `<denied>`.
+/// `<denied>` in a domain that is not permitted to read it.
 #[doc(alias = "xen_compile_info")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -77,7 +77,7 @@ bitflags! {
         /// Grant mappings carry the guest's own bits.
         #[doc(alias = "XENFEAT_gnttab_map_avail_bits")]
         const GNTTAB_MAP_AVAIL_BITS = 1 << 7;
-        /// An HVM guest gets event channels by an interrupt vector.
+        /// An HVM guest gets event channels through an interrupt vector.
         #[doc(alias = "XENFEAT_hvm_callback_vector")]
         const HVM_CALLBACK_VECTOR = 1 << 8;
         /// An HVM guest may use the PV clock.
@@ -110,7 +110,7 @@ bitflags! {
 }
 
 /// A domain's UUID, as its toolstack chose it; prints in the usual form. All zeros for a domain
-/// that was given none, such as domain 0.
+/// without one, such as domain 0.
 #[doc(alias = "xen_domain_handle_t")]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DomainHandle(pub [u8; 16]);
@@ -132,7 +132,7 @@ impl fmt::Debug for DomainHandle {
 }
 
 /// The operations of `xen_version`: xen/include/public/version.h. Any domain may make them, if its
-/// kernel lets it; of some Xen tells only a privileged domain the truth.
+/// kernel lets it; Xen returns some of the values to a privileged domain only.
 impl Privcmd {
     /// Returns the hypervisor's version.
     ///
@@ -203,7 +203,7 @@ impl Privcmd {
         self.or_short(whole, || self.short::<abi::CommandLine>(|a| &a.0))
     }
 
-    /// How the hypervisor was compiled.
+    /// Returns how the hypervisor was compiled.
     ///
     /// # Errors
     ///
@@ -250,7 +250,7 @@ impl Privcmd {
         Ok(Features::from_bits_retain(info.submap))
     }
 
-    /// Bytes in a page of the hypervisor's; 0 if this domain may not know.
+    /// Returns the size of the hypervisor's pages in bytes; 0 if this domain may not read it.
     ///
     /// # Errors
     ///
@@ -262,7 +262,7 @@ impl Privcmd {
         Ok(usize::try_from(size).unwrap_or_default())
     }
 
-    /// This domain's own UUID.
+    /// Returns this domain's own UUID.
     ///
     /// # Errors
     ///
@@ -273,11 +273,12 @@ impl Privcmd {
         Ok(DomainHandle(self.backend().operation(None, handle)?.1.0))
     }
 
-    /// Returns the hash that names the hypervisor's build; `None` if it was linked without one.
+    /// Returns the hash that identifies the hypervisor's build; `None` if it was linked without
+    /// one.
     ///
     /// # Errors
     ///
-    /// [`Error::NotPermitted`] in a domain that may not know; as
+    /// [`Error::NotPermitted`] in a domain that may not read it; those of
     /// [`xen_version`](Self::xen_version).
     #[doc(alias = "XENVER_build_id")]
     pub fn build_id(&self) -> Result<Option<Vec<u8>>> {
@@ -302,7 +303,7 @@ impl Privcmd {
         Ok(text(buf(&answer)))
     }
 
-    /// The second, where there is no first or this domain may not know it.
+    /// Returns the second, where the first does not exist or this domain may not read it.
     fn or_short(
         &self,
         whole: Result<String>,
