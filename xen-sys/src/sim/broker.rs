@@ -1,10 +1,10 @@
 //! The broker's thread: takes requests from sockets, one at a time, and answers them.
 //!
-//! It is on the cold path only. Events go from eventfd to eventfd and data through memory;
-//! nobody waits for the broker but to acquire something or to give it back.
+//! It is used only to acquire and to release. Events pass from eventfd to eventfd and data through
+//! memory; a process waits for the broker only to acquire something or to give it back.
 //!
-//! A client can stall nobody: requests are handled whole when they arrive, and a reply that
-//! does not fit in a client's socket ends that client.
+//! A client can stall no other: requests are handled whole when they arrive, and a reply that does
+//! not fit in a client's socket ends that client.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,7 +31,7 @@ pub(super) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     set: Arc<OwnedFd>,
-    /// Rung to end the thread.
+    /// Signalled to end the thread.
     stop: OwnedFd,
     listeners: Mutex<HashMap<u64, (OwnedFd, PathBuf)>>,
 }
@@ -74,13 +74,13 @@ impl Shared {
         )
     }
 
-    /// The state, for a look or a change from outside the thread.
+    /// Returns the state, for a look or a change from outside the thread.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere leaves tables that are still tables.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `done` holds of the state or the deadline passes; says which.
+    /// Waits until `done` is true of the state or the deadline passes; returns whether it is.
     pub(super) fn wait_until(&self, deadline: Instant, done: impl Fn(&State) -> bool) -> bool {
         let mut state = self.state();
         loop {
@@ -96,7 +96,7 @@ impl Shared {
         }
     }
 
-    /// A new connection, as `domain` if that is known.
+    /// Adds a new connection, as `domain` if that is known.
     pub(super) fn connect(&self, socket: OwnedFd, domain: Option<DomId>) -> Result<(), Errno> {
         let mut state = self.state();
         let id = state.connect(socket, domain);
@@ -126,7 +126,7 @@ impl Shared {
         ring(&self.stop);
     }
 
-    /// The thread: handles what comes until it is stopped.
+    /// The thread: handles every event until it is stopped.
     pub(super) fn run(&self) {
         let mut buffer = vec![0; wire::MAX_PACKET];
         let mut events = Vec::with_capacity(64);
@@ -137,7 +137,7 @@ impl Shared {
             let buffer_of_events = rustix::buffer::spare_capacity(&mut events);
             match epoll::wait(&*self.set, buffer_of_events, timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
-                // The set is our own and open: nothing else is possible, and nothing to be done.
+                // The set is our own and open: no other error is possible, and there is no remedy.
                 Err(_) => return,
             }
             for event in &events {
@@ -161,13 +161,13 @@ impl Shared {
             return;
         };
         match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            // Refused only for want of memory: then the caller sees a connection that ends.
+            // Fails only without memory: then the caller sees a connection that ends.
             Ok(socket) => drop(self.connect(socket, None)),
             Err(Errno::MFILE | Errno::NFILE) => {
                 // The connection stays in the queue and the socket ready: do not spin meanwhile.
                 thread::sleep(Duration::from_millis(1));
             }
-            // Gone again before it was accepted.
+            // The connection ended before it was accepted.
             Err(_) => {}
         }
     }
@@ -205,7 +205,7 @@ impl Drop for Shared {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
         for (_, path) in listeners.values() {
-            // Somebody may have removed it for us.
+            // Another program may have removed it.
             let _ = std::fs::remove_file(path);
         }
     }
@@ -330,7 +330,7 @@ fn handle(
     }
 }
 
-/// The answer that hands pages over.
+/// Returns the answer that passes pages to the client.
 fn pages((object, mut numbers, frames, fd): Got) -> Answer {
     numbers.extend(frames);
     (
@@ -351,7 +351,8 @@ fn value(a: u32) -> Reply {
     }
 }
 
-/// A domain's number from a message; `None` for "any", and for what is no such number.
+/// Returns a domain's number from a message; `None` for "any", and for a number that is no
+/// domain's.
 fn domain(n: u32) -> Option<DomId> {
     u16::try_from(n).ok().map(DomId::new)
 }

@@ -1,7 +1,7 @@
 //! A process of a simulated domain: its connection to the broker.
 //!
-//! Each method is one request and its reply. The sibling crates turn what comes back into
-//! ports and pages.
+//! Each method is one request and its reply. The sibling crates make ports and pages from the
+//! replies.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,7 +25,8 @@ pub struct Client {
     /// One request at a time.
     socket: Mutex<OwnedFd>,
     domain: DomId,
-    /// How many notifies still succeed, and one more; and the errno after that. 0: all of them.
+    /// The number of notifies that still succeed, plus one, and the errno after that. 0: all
+    /// succeed.
     notify_fault: AtomicU64,
     overflows: AtomicU64,
 }
@@ -35,7 +36,7 @@ pub struct Client {
 pub struct Bound {
     /// The local port.
     pub port: Port,
-    /// Readable when an event came; reading takes it.
+    /// Readable when an event has arrived; reading takes it.
     pub wait: OwnedFd,
     /// Written to send an event.
     pub ring: OwnedFd,
@@ -53,7 +54,7 @@ pub struct Got {
 }
 
 impl Client {
-    /// A process of `domain`, or of whichever domain the connection was made for.
+    /// Joins as a process of `domain`, or of the domain that the connection was made for.
     pub(crate) fn new(socket: OwnedFd, domain: Option<DomId>) -> Result<Self> {
         let mut client = Self {
             socket: Mutex::new(socket),
@@ -86,10 +87,10 @@ impl Client {
         Self::new(socket, Some(domain))
     }
 
-    /// Lets the `nth` next notify through this handle (the first is 1) and all after it fail with
-    /// `errno`, until it is called again; an `nth` of 0 mends it.
+    /// Makes the `nth` next notify through this handle (the first is 1) and all after it fail with
+    /// `errno`, until it is called again; an `nth` of 0 ends the fault.
     ///
-    /// A notify does not go through the broker, so this fault belongs to a handle.
+    /// A notify bypasses the broker, so this fault belongs to a handle.
     pub fn fail_notify(&self, nth: u32, errno: i32) {
         let fault = u64::from(nth) << 32 | u64::from(errno.unsigned_abs());
         self.notify_fault.store(fault, Ordering::Release);
@@ -99,7 +100,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// The setting of [`fail_notify`](Self::fail_notify).
+    /// The error set by [`fail_notify`](Self::fail_notify).
     #[doc(hidden)]
     #[inline]
     pub fn before_notify(&self) -> std::result::Result<(), i32> {
@@ -117,11 +118,11 @@ impl Client {
         }
     }
 
-    /// Overflows the event buffer of each set of event channels that was opened through this handle:
-    /// what is pending and what comes is forgotten, its port stays masked, and every read fails
+    /// Overflows the event buffer of each set of event channels that was opened through this
+    /// handle. Pending and later events are lost, their ports stay masked, and every read fails
     /// until the set is reset, as on a kernel before Linux 4.10.
     ///
-    /// Events do not go through the broker, so this fault belongs to a handle.
+    /// Events bypass the broker, so this fault belongs to a handle.
     pub fn overflow_events(&self) {
         self.overflows.fetch_add(1, Ordering::AcqRel);
     }
@@ -170,7 +171,7 @@ impl Client {
                 .map_err(error)?;
             wire::receive::<Reply>(socket, &mut buffer, RecvFlags::empty()).map_err(error)?
         };
-        // The domain was destroyed, or the host is gone.
+        // The domain was destroyed, or the host has ended.
         let reply = reply.ok_or_else(|| error(rustix::io::Errno::CONNRESET))?;
         if reply.head.errno != 0 {
             return Err(Error::os(
@@ -267,7 +268,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When the domain or the host is gone.
+    /// When the domain or the host has ended.
     #[doc(hidden)]
     pub fn grant_limits(&self) -> Result<[u32; 3]> {
         const NAME: &str = "limits of grants";
@@ -280,7 +281,7 @@ impl Client {
         numbers.map_err(|_| Error::os(NAME, io::ErrorKind::InvalidData.into()))
     }
 
-    /// Maps what a reply hands over: `refs` references, then `pages` frames of a memory.
+    /// Maps the pages of a reply: `refs` references, then `pages` frames of a memory.
     fn got(
         &self,
         name: &'static str,
@@ -380,7 +381,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When they were given back before, or the host is gone.
+    /// When they were given back before, or the host has ended.
     pub fn release(&self, object: u64) -> Result<()> {
         let request = Request {
             op: wire::RELEASE,
@@ -452,8 +453,8 @@ impl Client {
 }
 
 impl Client {
-    /// Makes a hypercall: its number, its operation, the struct it is about. Returns the result
-    /// and the bytes that came back, at least those of the struct, and about `room` at the most.
+    /// Makes a hypercall, given its number, its operation and the struct it is about. Returns the
+    /// result and the bytes of the reply, at least those of the struct, and about `room` at most.
     pub(crate) fn hypercall(
         &self,
         name: &'static str,

@@ -41,7 +41,7 @@ const RANGES: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Servers {
     all: BTreeMap<u16, Server>,
-    /// Somebody waits in [`access`] for the virtual CPU's request.
+    /// A caller waits in [`access`] for the virtual CPU's request.
     waits: bool,
 }
 
@@ -62,7 +62,7 @@ struct Server {
     /// The first of its frames in the memory.
     first: u32,
     vcpu: Arc<Channel>,
-    /// If it has buffered requests.
+    /// Present if it has buffered requests.
     buffered_port: Option<Port>,
 }
 
@@ -115,13 +115,13 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.memory.punch(self.first + BUFFERED);
         self.memory.punch(self.first + SYNCHRONOUS);
-        // Xen lets a virtual CPU go on that waits for it.
+        // Xen resumes a virtual CPU that waits for it.
         ring(&self.vcpu.wait);
     }
 }
 
 impl Servers {
-    /// Descriptions of what was not destroyed.
+    /// Returns descriptions of the servers that were not destroyed.
     pub(super) fn list(&self) -> impl Iterator<Item = String> + '_ {
         let server = |(id, server): (&u16, &Server)| {
             let ranges: usize = server.ranges.iter().map(Vec::len).sum();
@@ -264,8 +264,9 @@ impl State {
         Ok((Arc::clone(&server.memory), frames))
     }
 
-    /// Gives a guest's request to the server that has its address. Returns the channel by which it
-    /// is answered; `None` if no server has the address. `EBUSY` while the virtual CPU waits.
+    /// Passes a guest's request to the server that has its address. Returns the channel through
+    /// which it is answered; `None` if no server has the address. `EBUSY` while the virtual CPU
+    /// waits.
     fn send_request(
         &mut self,
         guest: DomId,
@@ -300,8 +301,8 @@ impl State {
         Ok(Some(vcpu))
     }
 
-    /// Takes the answer that came by the channel. `None` if there is none yet, `ENOENT` if the
-    /// server is gone.
+    /// Takes the answer that arrived through the channel. `None` if there is none yet, `ENOENT` if
+    /// the server no longer exists.
     fn take_answer(&mut self, guest: DomId, vcpu: &Arc<Channel>) -> Result<Option<Ioreq>, Errno> {
         let mut servers = self.servers(guest)?.all.values();
         // Another server may have its number by now.
@@ -317,7 +318,7 @@ impl State {
 }
 
 /// Makes an access of a guest's virtual CPU, and waits for the answer of its device model. `None`
-/// if none is responsible, or no longer. `ETIMEDOUT` at the deadline.
+/// if no server is responsible, or no longer. `ETIMEDOUT` at the deadline.
 pub(super) fn access(
     shared: &Shared,
     guest: DomId,
@@ -329,7 +330,7 @@ pub(super) fn access(
         return Ok(None);
     };
     let answer = wait_for_answer(shared, guest, &vcpu, deadline);
-    // The guest may be gone.
+    // The guest may have ended.
     if let Ok(servers) = shared.state().servers(guest) {
         servers.waits = false;
     }

@@ -1,7 +1,7 @@
-//! The whole state of the simulated host, and what happens to it; no thread, no socket read.
+//! The whole state of the simulated host, and its changes; no thread, no socket read.
 //!
-//! Everything that needs to be given back is an *object* or a port, and belongs to a connection:
-//! a process of a domain. When the connection ends, in whatever way, so does all it had. A
+//! Everything that must be given back is an *object* or a port, and belongs to a connection: a
+//! process of a domain. When the connection ends, in whatever way, so does everything it had. A
 //! domain's end is the end of all its connections.
 
 use std::collections::{BTreeMap, HashMap};
@@ -36,7 +36,7 @@ pub(super) struct State {
     domains: BTreeMap<DomId, Domain>,
     objects: HashMap<u64, Object>,
     next_object: u64,
-    /// Connections and the domain each is of, once it has said so.
+    /// Connections and the domain of each, once its process has named it.
     connections: HashMap<u64, (Arc<OwnedFd>, Option<DomId>)>,
     next_connection: u64,
     pub(super) faults: Faults,
@@ -54,8 +54,8 @@ impl AllPorts for BTreeMap<DomId, Domain> {
 }
 
 impl State {
-    /// A host with nothing but domain 0. `set` is where interposed bells are waited for, under
-    /// the tokens `bell_token` makes of their numbers.
+    /// Creates a host with only domain 0. Interposed bells are waited for in `set`, under the
+    /// tokens `bell_token` makes of their numbers.
     pub(super) fn new(set: Arc<OwnedFd>, bell_token: fn(u64) -> u64) -> Self {
         let mut state = Self {
             domains: BTreeMap::new(),
@@ -93,8 +93,8 @@ impl State {
         self.domains.contains_key(&id)
     }
 
-    /// A new domain: `id`, or the number after the highest there is. `EEXIST` or, for a reserved
-    /// number, `EINVAL`.
+    /// Creates a domain: `id`, or the number after the highest there is. `EEXIST` or, for a
+    /// reserved number, `EINVAL`.
     pub(super) fn create_domain(&mut self, id: Option<DomId>) -> Result<DomId, Errno> {
         let id = id.or_else(|| {
             let last = self.domains.keys().next_back().map_or(0, |d| d.as_u16());
@@ -119,7 +119,7 @@ impl State {
         let of = |(&c, (_, d)): (&u64, &(_, Option<DomId>))| (*d == Some(id)).then_some(c);
         let connections: Vec<u64> = self.connections.iter().filter_map(of).collect();
         for connection in connections {
-            // Nobody performs its unmap notifications: its kernel is gone too.
+            // Its unmap notifications are not performed: its kernel has ended too.
             self.objects
                 .values_mut()
                 .filter(|object| object.connection == connection)
@@ -134,8 +134,8 @@ impl State {
         for port in ports {
             self.domains.close(id, port);
         }
-        // Pages of its that others have mapped stay theirs until they unmap them: the memory
-        // lives with their mappings.
+        // Pages that other domains have mapped stay mapped until they unmap them: the memory lives
+        // with their mappings.
         self.domains.remove(&id);
         self.hypervisor.destroyed(id);
         if let Some(store) = &mut self.store {
@@ -197,7 +197,8 @@ impl State {
         self.connections.get(&connection).and_then(|(_, d)| *d)
     }
 
-    /// A process says which domain it is of; `None` asks. `EPERM` when it is of another.
+    /// Handles the claim of a process about its domain; `None` asks for it. `EPERM` when it belongs
+    /// to another.
     pub(super) fn hello(&mut self, connection: u64, claim: Option<DomId>) -> Result<DomId, Errno> {
         let known = &mut self
             .connections
@@ -216,8 +217,8 @@ impl State {
         }
     }
 
-    /// A process is gone. Its pages go first, then its ports, as the kernel does it in effect: a
-    /// notification has its port until it is performed.
+    /// Handles the end of a process. Its pages are released first, then its ports, as the kernel
+    /// does in effect: a notification keeps its port until it is performed.
     pub(super) fn disconnect(&mut self, connection: u64) {
         let Some((_, domain)) = self.connections.remove(&connection) else {
             return;
@@ -226,7 +227,7 @@ impl State {
         let mut objects: Vec<u64> = self.objects.iter().filter_map(of).collect();
         objects.sort_unstable();
         for id in objects {
-            // It is ours: this cannot be refused.
+            // It is ours: this cannot fail.
             let _ = self.release(connection, id);
         }
         if let Some(domain) = domain {
@@ -277,7 +278,7 @@ impl State {
         virq: Virq,
     ) -> Result<Bound, Errno> {
         let limit = self.limits(me)?.ports;
-        // Nobody waits at the second: what is sent through the port goes nowhere.
+        // No process waits at the second: what is sent through the port has no effect.
         let bells = [self.bell(me).map_err(errno)?, self.bell(me).map_err(errno)?];
         let ports = self.domains.ports(me).ok_or(Errno::SRCH)?;
         ports.bind_virq(connection, limit, virq, bells)

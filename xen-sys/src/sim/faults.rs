@@ -1,4 +1,4 @@
-//! Misfortune on request: what a test can make the simulated host do to its domains.
+//! Fault injection: what a test can make the simulated host do to its domains.
 
 use std::collections::{BinaryHeap, HashMap};
 use std::io;
@@ -33,35 +33,35 @@ pub enum Op {
     Release,
     /// An unmap notification is set.
     SetUnmapNotify,
-    /// A connection to the store is asked for.
+    /// A connection to the store is requested.
     Store,
-    /// A hypercall through `Privcmd`; after `EPERM` that call asks for the hypervisor's version,
+    /// A hypercall through `Privcmd`; after `EPERM` that call requests the hypervisor's version,
     /// which is one more.
     Hypercall,
 }
 
-/// Something to go wrong; see [`Simulation::inject`](super::Simulation::inject).
+/// A fault; see [`Simulation::inject`](super::Simulation::inject).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The `nth` next operation of this kind by `domain` (the first is 1) is refused with
-    /// `errno`, and nothing else about it happens.
+    /// The `nth` next operation of this kind by `domain` (the first is 1) fails with `errno`, and
+    /// has no other effect.
     Fail {
         /// The domain that makes the request.
         domain: DomId,
-        /// For what.
+        /// The operation.
         op: Op,
         /// How many from now.
         nth: u32,
-        /// The refusal, such as 28 for `ENOSPC`.
+        /// The errno, such as 28 for `ENOSPC`.
         errno: i32,
     },
-    /// `domain` dies when it asks for the `nth` next operation of this kind (the first is 1):
-    /// the operation does not happen, and everything the domain has is cleaned up.
+    /// `domain` dies when it requests the `nth` next operation of this kind (the first is 1): the
+    /// operation does not happen, and everything the domain has is cleaned up.
     Kill {
         /// The domain that dies.
         domain: DomId,
-        /// On what.
+        /// The operation.
         op: Op,
         /// How many from now.
         nth: u32,
@@ -71,9 +71,9 @@ pub enum Fault {
     Events {
         /// The domain that receives the events.
         to: DomId,
-        /// How late, at the least.
+        /// The minimal delay.
         delay: Duration,
-        /// How many more times each arrives, with the same delay in between.
+        /// How many more times each event arrives, with the same delay in between.
         copies: u32,
     },
 }
@@ -86,7 +86,7 @@ pub(super) enum Verdict {
     Kill,
 }
 
-/// The faults still to happen.
+/// The faults that have not happened yet.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     list: Vec<Fault>,
@@ -106,7 +106,7 @@ impl Faults {
         self.list.clear();
     }
 
-    /// Counts a request and says what becomes of it. The first fault that is due is used up.
+    /// Counts a request and returns its fate. The first fault that is due is used up.
     pub(super) fn verdict(&mut self, by: DomId, what: Op) -> Verdict {
         let mut due = None;
         for (i, fault) in self.list.iter_mut().enumerate() {
@@ -131,8 +131,8 @@ impl Faults {
         }
     }
 
-    /// Returns what a fault puts between a new bell and those who ring it for `to`.
-    /// `token` makes the epoll token of an interposer's number.
+    /// Returns what a fault puts between a new bell and those who ring it for `to`. `token` makes
+    /// the epoll token from an interposer's number.
     pub(super) fn interpose(
         &mut self,
         to: DomId,
@@ -168,7 +168,7 @@ impl Faults {
         Ok(Some(interposer))
     }
 
-    /// An interposer was rung: its event is on the way.
+    /// Records that an interposer was rung: its event will be delivered later.
     pub(super) fn rung(&mut self, number: u64, now: Instant) {
         let Some(interposer) = self.interposers.get(&number).and_then(Weak::upgrade) else {
             return;
@@ -186,7 +186,7 @@ impl Faults {
         }
     }
 
-    /// Delivers what is due, and says when the next is.
+    /// Delivers what is due, and returns when the next is.
     pub(super) fn deliver(&mut self, now: Instant) -> Option<Instant> {
         while let Some(late) = self.late.peek() {
             if late.due > now {
@@ -199,7 +199,7 @@ impl Faults {
     }
 }
 
-/// A fault in the way of a bell: rung by the sender, it rings the receiver later.
+/// A fault between the two ends of a bell: the sender rings it, and it rings the receiver later.
 #[derive(Debug)]
 pub(super) struct Interposer {
     ring: OwnedFd,
@@ -223,7 +223,7 @@ impl Drop for Interposer {
     }
 }
 
-/// An event on its way; the heap's greatest is the next.
+/// An event to be delivered; the heap's greatest is the next.
 #[derive(Debug)]
 struct Late {
     due: Instant,

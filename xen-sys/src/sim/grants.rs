@@ -1,9 +1,10 @@
-//! Grant references: whose page, for whom, how often mapped, and the memory itself.
+//! Grant references: each with its page, its grantee and its number of mappings; and the memory
+//! itself.
 //!
 //! The pages a domain shares are frames of one sealed memfd, its *memory*: a reference names a
-//! frame, and whoever maps it gets the memfd and the frame's number. So a mapping costs no
-//! descriptor once it is made, a page that is given up is punched out of the memfd (and comes
-//! back zeroed), and no `ftruncate` of a peer can take a page away.
+//! frame, and a process that maps it gets the memfd and the frame's number. So a mapping costs no
+//! descriptor once it is made. A page that is released is punched out of the memfd (and is zeroed
+//! when used again), and no `ftruncate` of a peer can remove a page.
 //!
 //! ```text
 //!   domain 3:  ref 8 ─> frame 0 ┐
@@ -11,7 +12,7 @@
 //!              ref 12 ─> frame 1┘      └── mapped by domain 3, and by 5 where granted to it
 //! ```
 //!
-//! A reference that its owner has given up lives on while it is mapped, and may even be mapped
+//! A reference that its owner has released lives on while it is mapped, and may even be mapped
 //! again, as on Linux: `gnttab_end_foreign_access_ref` refuses to end it in use.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,13 +32,13 @@ use super::device_model;
 use super::ports::errno;
 use crate::{DomId, GrantRef, PAGE_SIZE};
 
-/// The most frames a domain can share at once: 1 GiB. A domain has a limit of its own.
+/// The most frames a domain can share: 1 GiB. A domain has its own limit in addition.
 const FRAMES: u32 = 1 << 18;
 
 /// The first of the frames behind a domain's memory, which hold the pages of its ioreq servers.
 pub(super) const SERVER_FRAMES: u32 = FRAMES;
 
-/// The lowest reference given out: Linux reserves eight (`GNTTAB_NR_RESERVED_ENTRIES`).
+/// The lowest reference allocated: Linux reserves eight (`GNTTAB_NR_RESERVED_ENTRIES`).
 const FIRST: u32 = 8;
 
 /// The shared pages of one domain.
@@ -57,7 +58,7 @@ impl Memory {
             &writable,
             SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
         )?;
-        // A description of its own, so that a mapping for reading cannot be made writable.
+        // A separate open file, so that a mapping for reading cannot be made writable.
         let path = {
             use std::os::fd::AsRawFd;
             format!("/proc/self/fd/{}", writable.as_raw_fd())
@@ -93,7 +94,7 @@ impl Memory {
     pub(super) fn punch(&self, frame: u32) {
         let at = u64::from(frame) * PAGE_SIZE as u64;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        // Refused only for memory sealed against writing, which this is not.
+        // Fails only for memory sealed against writing, which this is not.
         let _ = fallocate(&self.writable, flags, at, PAGE_SIZE as u64);
     }
 }
@@ -104,7 +105,7 @@ struct Grant {
     writable: bool,
     frame: u32,
     maps: u32,
-    /// The owner holds it; false once given up.
+    /// The owner holds it; false once released.
     held: bool,
 }
 
@@ -213,7 +214,7 @@ impl Grants {
         })
     }
 
-    /// The owner gives pages up.
+    /// Releases pages for their owner.
     pub(super) fn unshare(&mut self, refs: &[u32]) {
         for gref in refs {
             if let Some(grant) = self.table.get_mut(gref) {
@@ -223,7 +224,7 @@ impl Grants {
         }
     }
 
-    /// A mapping ends.
+    /// Ends a mapping.
     pub(super) fn unmap(&mut self, refs: &[u32]) {
         for gref in refs {
             if let Some(grant) = self.table.get_mut(gref) {

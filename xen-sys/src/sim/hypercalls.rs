@@ -43,7 +43,7 @@ const RESET_RIP: u64 = 0xfff0;
 /// Grants in a frame of version 1.
 const GRANTS_PER_FRAME: u32 = 512;
 
-/// Of one domain, what no other part of the simulation looks at.
+/// The state of one domain that no other part of the simulation uses.
 #[derive(Debug)]
 pub(super) struct Control {
     hvm: bool,
@@ -116,7 +116,7 @@ impl Control {
     }
 }
 
-/// A UUID made of a number: of version 8, which is anyone's to make.
+/// A UUID made from a number: of version 8, which anyone may make.
 fn handle(unique: u64) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[6] = 0x80;
@@ -213,7 +213,7 @@ impl Hypervisor {
 /// The reply: the hypercall's result, and the bytes.
 type Answer = (i64, Vec<u8>);
 
-/// Makes the hypercall numbered `number` for domain `me`; `room` bounds the bytes that come back.
+/// Makes the hypercall numbered `number` for domain `me`; `room` bounds the bytes of the reply.
 pub(super) fn hypercall(
     state: &mut State,
     me: DomId,
@@ -253,7 +253,7 @@ pub(super) fn hypercall(
             let id = u16::try_from(command).map_err(|_| Errno::SRCH)?;
             let domain = control(state, DomId::new(id))?;
             if id == DomId::DOM0.as_u16() || !domain.hvm {
-                // Nobody is the device model of itself.
+                // No domain is the device model of itself.
                 return Err(Errno::PERM);
             }
             if argument.op != dm::XEN_DMOP_REMOTE_SHUTDOWN {
@@ -316,7 +316,7 @@ fn read<T: FromBytes>(bytes: &[u8]) -> Result<T, Errno> {
     read.map(|(value, _)| value).map_err(|_| Errno::FAULT)
 }
 
-/// The domain meant: all callers are of domain 0.
+/// Returns the domain that is meant: all callers are of domain 0.
 fn myself(domain: DomId) -> DomId {
     match domain {
         DomId::SELF => DomId::DOM0,

@@ -8,9 +8,9 @@
 //!    pages ─────────── sealed memfd ─────────────────────────────> pages
 //! ```
 //!
-//! Both worlds hand out the same kernel objects: an event channel is a descriptor to poll and
-//! one to write to, a grant is memory, the store is a stream. So only acquiring and giving back
-//! go through the broker; events and bytes go straight from process to process.
+//! On either host a program gets the same kernel objects: an event channel is a descriptor to poll
+//! and one to write to, a grant is memory, the store is a stream. So only acquiring and giving back
+//! involve the broker; events and bytes pass directly from process to process.
 //!
 //! ```
 //! use xen_sys::DomId;
@@ -25,7 +25,7 @@
 //! # Ok::<(), xen_sys::Error>(())
 //! ```
 //!
-//! # What it holds itself to
+//! # Its rules
 //!
 //! It refuses what Xen and Linux refuse. Each rule is tested below this module, and through the
 //! public API on this host and on a real one (`semantics.rs` in xen-evtchn and xen-gnttab).
@@ -33,9 +33,9 @@
 //! | rule | source |
 //! |---|---|
 //! | a port open for one domain is bound by that domain, once; else `EINVAL` | xen `evtchn_bind_interdomain` |
-//! | no such domain: `ESRCH`; but a port may be opened for one that is to come | same; `evtchn_alloc_unbound` |
+//! | no such domain: `ESRCH`; but a port may be opened for a domain that is still to be made | same; `evtchn_alloc_unbound` |
 //! | the binding end starts out pending, the other does not | same |
-//! | a closed end leaves the other open for the same domain, and tells it nothing | xen `evtchn_close` |
+//! | a closed end leaves the other open for the same domain, and sends it no event | xen `evtchn_close` |
 //! | no port left: `ENOSPC` | xen `evtchn_get_port` |
 //! | a port that was delivered is masked until unmasked; events coalesce | linux `evtchn_interrupt`, `evtchn_write` |
 //! | notify and unbind through a handle that does not have the port: `ENOTCONN` | linux `evtchn_ioctl` |
@@ -49,24 +49,24 @@
 //! | another domain's frames are mapped by domain 0 only; `EINVAL` for each frame without memory | xen `get_page_from_gfn` |
 //! | a domctl or sysctl of another interface version: `EACCES`, before anything else is looked at | xen `do_domctl`, `do_sysctl` |
 //! | before 4.18, `getdomaininfo` answers for the next domain if there is no such one | xen `do_domctl` |
-//! | nobody pauses itself, and nobody unpauses what is not paused: `EINVAL` | same |
+//! | no domain pauses itself, and a domain that is not paused is not unpaused: `EINVAL` | same |
 //! | a guest has 8 ioreq servers: `ENOSPC`; a server 256 ranges of a kind: `ENOMEM`; ranges that overlap: `EEXIST` | xen `ioreq_server_create`, `ioreq_server_map_io_range` |
 //! | a domU's kernel lets no hypercall through: `EPERM` | linux `privcmd_ioctl` (XSA-482) |
 //!
 //! # Where it differs
 //!
-//! * Pages that both sides gave up cannot be mapped again at once; Linux ends the grant at the
+//! * Pages that both sides released cannot be mapped again immediately; Linux ends the grant at the
 //!   driver's next operation.
 //! * A share or mapping has at most 8192 pages.
 //! * The event buffer overflows only by [`overflow_events`](Client::overflow_events).
 //! * A guest sends its device model what [`Simulation::access`] is given, and nothing else; there
 //!   are no buffered requests, no eventfds of privcmd, and its QEMU has no ioreq server.
-//! * Of the hypercalls there are those that [`Privcmd`](crate::privcmd::Privcmd) has types for, for
-//!   domain 0. To pause a domain, or to shut it down, is a note about it: its processes go on.
-//! * Destroying a domain cuts its processes off but does not stop them: what they have mapped
-//!   they can still write to, and bells they hold they can still ring.
-//! * It keeps no secrets: whoever may map a page of a domain gets a descriptor of all its shared
-//!   pages, and whoever reaches the socket may be any domain. It is for tests.
+//! * Only the hypercalls for which [`Privcmd`](crate::privcmd::Privcmd) has types exist, for domain
+//!   0. Pausing a domain, or shutting it down, only records that: its processes continue.
+//! * Destroying a domain cuts its processes off but does not stop them: they can still write to
+//!   what they have mapped, and ring bells that they hold.
+//! * It keeps no secrets: a process that may map a page of a domain gets a descriptor of all its
+//!   shared pages, and a process that reaches the socket may be any domain. It is for tests.
 
 mod broker;
 mod client;
@@ -98,11 +98,11 @@ pub use self::faults::{Fault, Op};
 use crate::abi::ioreq::Ioreq;
 use crate::{DomId, Error, GrantRef, Result, Xen};
 
-/// Limits on what a domain may have at once.
+/// Limits on what a domain may have at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Event-channel ports. Xen: 1023 for a guest unless its configuration says otherwise
+    /// Event-channel ports. Xen: 1023 for a guest unless its configuration sets another number
     /// (`event_channels` of xl.cfg).
     pub ports: u32,
     /// Pages shared, by all its processes. Linux: 1024, the parameter `limit` of xen-gntalloc.
@@ -112,7 +112,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// A guest's.
+    /// Returns a guest's limits.
     fn default() -> Self {
         Self {
             ports: 1023,
@@ -143,20 +143,20 @@ impl Limits {
 /// Called by the broker in the middle of its work: an implementation must not call back into
 /// the simulation, and should return soon.
 pub trait StoreServer: Send {
-    /// A connected stream on which `domain` talks the store's protocol.
+    /// Returns a connected stream on which `domain` uses the store's protocol.
     ///
     /// # Errors
     ///
-    /// The refusal is the caller's answer.
+    /// The caller gets the error.
     fn connect(&mut self, domain: DomId) -> io::Result<OwnedFd>;
 
-    /// A domain was destroyed: Xen's `VIRQ_DOM_EXC`.
+    /// Called when a domain was destroyed: Xen's `VIRQ_DOM_EXC`.
     fn domain_destroyed(&mut self, domain: DomId);
 }
 
-/// A simulated host, for as long as this value lives.
+/// A simulated host, which lives as long as this value.
 ///
-/// It starts with domain 0 and nothing else. When it is dropped every connection ends.
+/// It starts with domain 0 only. When it is dropped every connection ends.
 pub struct Simulation {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -192,8 +192,8 @@ impl Simulation {
         Xen::join(self.invite(domain)?)
     }
 
-    /// Returns a connection for a process of `domain`, to be handed to that process, which gives it
-    /// to [`Xen::join`]. It is close-on-exec, as every descriptor here.
+    /// Returns a connection for a process of `domain`, to be passed to that process, which calls
+    /// [`Xen::join`] with it. It is close-on-exec, as every descriptor here.
     ///
     /// # Errors
     ///
@@ -210,13 +210,13 @@ impl Simulation {
         Ok(theirs)
     }
 
-    /// Lets processes of the same user join by a path, with [`Xen::join_path`], as any domain there
-    /// is. The socket is removed with the simulation; one left over by a broker that was killed is
-    /// replaced.
+    /// Lets processes of the same user join by a path, with [`Xen::join_path`], as any existing
+    /// domain. The socket is removed with the simulation; one left over by a broker that was killed
+    /// is replaced.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`]: `EADDRINUSE` when somebody listens there; what `bind(2)` says.
+    /// [`Error::Os`]: `EADDRINUSE` when another process listens there; the errors of `bind(2)`.
     pub fn listen(&self, path: impl AsRef<Path>) -> Result<()> {
         const OP: &str = "listen for a simulated host";
         let path = path.as_ref();
@@ -260,7 +260,7 @@ impl Simulation {
             .map_err(|e| refused("add a domain", e))
     }
 
-    /// Makes a domain of a number of the caller's choice.
+    /// Makes a domain with a number of the caller's choice.
     ///
     /// # Errors
     ///
@@ -270,8 +270,8 @@ impl Simulation {
         made.map(drop).map_err(|e| refused("add a domain", e))
     }
 
-    /// Ends a domain at once, its kernel included: its ports close and its pages are given back,
-    /// and no unmap notification tells its peers. Its processes are cut off.
+    /// Ends a domain immediately, its kernel included: its ports close and its pages are given
+    /// back, without an unmap notification to its peers. Its processes are cut off.
     ///
     /// # Errors
     ///
@@ -301,7 +301,7 @@ impl Simulation {
             .map_err(|e| refused("set limits", e))
     }
 
-    /// Sets the limits of each domain.
+    /// Returns the limits of a domain.
     ///
     /// # Errors
     ///
@@ -313,24 +313,24 @@ impl Simulation {
             .map_err(|e| refused("limits", e))
     }
 
-    /// Changes which versions of domctl and sysctl the hypervisor takes. At first they are those of
-    /// Xen 4.20.
+    /// Sets which versions of domctl and sysctl the hypervisor supports. By default they are those
+    /// of Xen 4.20.
     pub fn set_interfaces(&self, domctl: u32, sysctl: u32) {
         let mut state = self.shared.state();
         (state.hypervisor.domctl, state.hypervisor.sysctl) = (domctl, sysctl);
     }
 
-    /// Gives the host a store. A second one replaces the first for connections to come.
+    /// Gives the host a store. A second one replaces the first for later connections.
     pub fn attach_store(&self, store: Box<dyn StoreServer>) {
         self.shared.state().store = Some(store);
     }
 
-    /// Makes something go wrong, when its turn comes.
+    /// Injects a fault, which happens when its turn comes.
     pub fn inject(&self, fault: Fault) {
         self.shared.state().faults.inject(fault);
     }
 
-    /// Takes back the faults that have not happened yet.
+    /// Removes the faults that have not happened yet.
     pub fn clear_faults(&self) {
         self.shared.state().faults.clear();
     }
@@ -367,9 +367,9 @@ impl Simulation {
     /// answered. Returns the answer, whose `data` is that of a read; `None` if no enabled ioreq
     /// server has the address, or the one that has it is destroyed meanwhile.
     ///
-    /// The state, the port and the padding of `request` are Xen's to fill in; everything else goes
-    /// to the device model as it is, sizes and kinds that Xen never sends included. A request
-    /// without an address goes to the first enabled server only.
+    /// The simulated Xen fills in the state, the port and the padding of `request`. Everything else
+    /// is passed to the device model as it is, including sizes and kinds that Xen never sends. A
+    /// request without an address is sent to the first enabled server only.
     ///
     /// ```
     /// use std::time::{Duration, Instant};
@@ -396,24 +396,25 @@ impl Simulation {
     /// # Errors
     ///
     /// [`Error::Os`]: `ESRCH` when there is no such domain, `ETIMEDOUT` at the deadline, and from
-    /// then on until the answer comes `EBUSY`, as during another access: a guest has one virtual CPU.
+    /// then on until the answer arrives `EBUSY`, as during another access: a guest has one virtual
+    /// CPU.
     pub fn access(&self, guest: DomId, request: Ioreq, deadline: Instant) -> Result<Option<Ioreq>> {
         let answer = device_model::access(&self.shared, guest, &request, deadline);
         answer.map_err(|e| refused("access a device", e))
     }
 
-    /// Ports, references and mappings that were not given back, a line each.
+    /// Returns the ports, references and mappings that were not given back, a line each.
     #[must_use]
     pub fn leaks(&self) -> Vec<String> {
         self.shared.state().leaks()
     }
 
-    /// Fails a test that left something behind. Processes that just died are given five seconds
-    /// to be noticed.
+    /// Fails a test that left something behind. Waits up to five seconds for processes that just
+    /// died to be noticed.
     ///
     /// # Panics
     ///
-    /// If there are [`leaks`](Self::leaks), and says which.
+    /// If there are [`leaks`](Self::leaks), which the message lists.
     #[track_caller]
     pub fn assert_clean(&self) {
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -441,7 +442,7 @@ impl Drop for Simulation {
     fn drop(&mut self) {
         self.shared.stop();
         if let Some(thread) = self.thread.take() {
-            // A broker that panicked has said so on stderr.
+            // A broker that panicked has printed that on stderr.
             let _ = thread.join();
         }
     }

@@ -1,9 +1,9 @@
 //! Event-channel ports: who may bind to whom, and the bells in between.
 //!
-//! A channel is two eventfds, its *bells*. Side `s` waits on `bells[s]` and rings
-//! `bells[1 - s]`. Both are made with the first end, before anybody is at the other, so an
-//! event needs no broker: notify is one write to the far bell. Ringing a bell nobody waits on is
-//! lost, as in Xen, because whoever binds later starts out pending anyway.
+//! A channel is two eventfds, its *bells*. Side `s` waits on `bells[s]` and rings `bells[1 - s]`.
+//! Both are made with the first end, before there is another, so an event needs no broker: notify
+//! is one write to the far bell. A ring of a bell without a waiter is lost, as in Xen, because an
+//! end that binds later starts out pending anyway.
 //!
 //! ```text
 //!   domain 3, port 9                         domain 5, port 12
@@ -11,7 +11,7 @@
 //!             <── wait ── bells[0]  <── ring ──
 //! ```
 //!
-//! A port is closed when nobody needs it: neither the handle that bound it nor a pending unmap
+//! A port is closed when it has no more users: neither the handle that bound it nor a pending unmap
 //! notification (`evtchn_get`/`evtchn_put` in Linux's drivers/xen/events/events_base.c).
 
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ use crate::{DomId, Port, Virq};
 pub(super) struct Bell {
     /// The descriptor that the receiver waits on.
     wait: OwnedFd,
-    /// The descriptor that the sender rings instead, if a fault sits in between.
+    /// The descriptor that the sender rings instead, if a fault is in between.
     interposed: Option<Arc<Interposer>>,
 }
 
@@ -54,12 +54,12 @@ impl Bell {
     }
 }
 
-/// An eventfd as both worlds of its users want it.
+/// Makes an eventfd as both hosts need it.
 pub(super) fn bell() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
-/// Rings an eventfd. It refuses only when its counter is full: then it is ringing already.
+/// Rings an eventfd. It fails only when its counter is full: then it is ringing already.
 pub(super) fn ring(fd: &OwnedFd) {
     let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
 }
@@ -67,7 +67,7 @@ pub(super) fn ring(fd: &OwnedFd) {
 /// The other end of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Far {
-    /// Nobody yet; this domain may bind.
+    /// Not connected yet; this domain may bind.
     Unbound(DomId),
     Connected(DomId, Port),
     /// Xen itself.
@@ -167,7 +167,7 @@ impl Ports {
             return Err(Errno::INVAL);
         }
         let far = Far::Virq(virq);
-        // A kernel keeps the time for itself.
+        // A kernel keeps the timer for itself.
         if virq == Virq::TIMER || self.table.values().any(|entry| entry.far == far) {
             return Err(Errno::EXIST);
         }
@@ -182,7 +182,7 @@ impl Ports {
         self.insert(port, entry)
     }
 
-    /// Xen's event for whoever has a virtual interrupt bound.
+    /// Delivers Xen's event to the port at which a virtual interrupt is bound.
     pub(super) fn raise(&self, virq: Virq) {
         for entry in self.table.values() {
             if entry.far == Far::Virq(virq) {
@@ -264,7 +264,7 @@ pub(super) trait AllPorts {
         match self.ports(local).ok_or(Errno::SRCH)?.insert(number, entry) {
             Ok(bound) => Ok(bound),
             Err(e) => {
-                // Out of descriptors: as if it had not been asked.
+                // Out of descriptors: as if there had been no request.
                 if let Some(entry) = self
                     .ports(remote)
                     .and_then(|p| p.table.get_mut(&port.as_u32()))
@@ -276,7 +276,7 @@ pub(super) trait AllPorts {
         }
     }
 
-    /// The handle lets go of a port. `ENOTCONN` when it does not hold it.
+    /// Releases a port for its handle. `ENOTCONN` when the handle does not hold it.
     fn unbind(&mut self, domain: DomId, holder: u64, port: Port) -> Result<(), Errno> {
         let ports = self.ports(domain).ok_or(Errno::SRCH)?;
         let entry = ports.table.get_mut(&port.as_u32()).ok_or(Errno::NOTCONN)?;
@@ -288,7 +288,7 @@ pub(super) trait AllPorts {
         Ok(())
     }
 
-    /// An unmap notification will use the port. `EINVAL` when it is not bound.
+    /// Records that an unmap notification will use the port. `EINVAL` when it is not bound.
     fn hold(&mut self, domain: DomId, port: Port) -> Result<(), Errno> {
         let ports = self.ports(domain).ok_or(Errno::SRCH)?;
         let entry = ports.table.get_mut(&port.as_u32()).ok_or(Errno::INVAL)?;
@@ -296,7 +296,7 @@ pub(super) trait AllPorts {
         Ok(())
     }
 
-    /// An unmap notification is performed or replaced.
+    /// Records that an unmap notification is performed or replaced.
     fn let_go(&mut self, domain: DomId, port: Port, notify: bool) {
         let Some(ports) = self.ports(domain) else {
             return;
@@ -320,7 +320,7 @@ pub(super) trait AllPorts {
         }
     }
 
-    /// Closes a port. Its far end is open again, for this domain, and is told nothing
+    /// Closes a port. Its far end is open again, for this domain, and receives no event
     /// (`evtchn_close`, xen/common/event_channel.c).
     fn close(&mut self, domain: DomId, port: Port) {
         let Some(ports) = self.ports(domain) else {
@@ -340,7 +340,7 @@ pub(super) trait AllPorts {
         }
     }
 
-    /// Lets go of every port a connection holds in a domain.
+    /// Releases every port that a connection holds in a domain.
     fn unbind_all(&mut self, domain: DomId, holder: u64) {
         let Some(ports) = self.ports(domain) else {
             return;
@@ -353,7 +353,7 @@ pub(super) trait AllPorts {
             .map(|(&p, _)| Port::new(p))
             .collect();
         for port in held {
-            // It is held: this cannot be refused.
+            // It is held: this cannot fail.
             let _ = self.unbind(domain, holder, port);
         }
     }

@@ -50,7 +50,7 @@ pub(super) const MAP_FOREIGN: u32 = 14;
 pub(super) const GRANT_LIMITS: u32 = 15;
 pub(super) const MAP_RESOURCE: u32 = 16;
 
-/// In place of a domain's number: whichever the connection is of, or the next free one.
+/// In place of a domain's number: the connection's own domain, or the next free number.
 pub(super) const ANY_DOMAIN: u32 = u32::MAX;
 
 /// The most pages in one share or mapping: 32 MiB. Keeps a packet far below a socket's buffer;
@@ -91,7 +91,7 @@ pub(super) struct Reply {
     pub(super) object: u64,
 }
 
-/// Sends a packet whole. `Errno::PIPE` or `CONNRESET` when the other side is gone.
+/// Sends a packet whole. `Errno::PIPE` or `CONNRESET` when the other side has closed.
 pub(super) fn send(
     socket: BorrowedFd<'_>,
     head: &[u8],
@@ -114,7 +114,7 @@ pub(super) fn send(
     }
 }
 
-/// A packet taken apart.
+/// A decoded packet.
 #[derive(Debug)]
 pub(super) struct Packet<H> {
     pub(super) head: H,
@@ -122,8 +122,8 @@ pub(super) struct Packet<H> {
     pub(super) fds: Vec<OwnedFd>,
 }
 
-/// Receives a packet; `None` when the other side closed. `buffer` bounds its size: what does
-/// not fit is an error.
+/// Receives a packet; `None` when the other side closed. `buffer` bounds its size: a packet that
+/// does not fit is an error.
 pub(super) fn receive<H: FromBytes + Immutable + KnownLayout>(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],

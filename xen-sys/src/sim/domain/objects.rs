@@ -1,4 +1,4 @@
-//! Shared and mapped pages as the host keeps them: who has them, and what happens when they are
+//! Shared and mapped pages as the host records them: their owners, and what happens when they are
 //! given back.
 //!
 //! An object belongs to a connection. It is released by its owner or with the connection, in the
@@ -33,7 +33,7 @@ pub(super) struct Object {
 }
 
 impl Object {
-    /// Its unmap notification will not come.
+    /// Removes its unmap notification, which will not be performed.
     pub(super) fn forget_notify(&mut self) {
         self.notify.clear();
     }
@@ -133,7 +133,7 @@ impl State {
         Ok((id, Vec::new(), frames, fd))
     }
 
-    /// Maps frames of a domain's memory for the control domain, and returns an errno for each in the
+    /// Maps frames of a domain's memory for the control domain, and returns an errno for each in
     /// place of the frames. As xen's get_page_from_gfn: `EINVAL` where there is no memory, `ESRCH`
     /// for each if there is no such domain.
     pub(in crate::sim) fn map_foreign(
@@ -234,8 +234,8 @@ impl State {
         id
     }
 
-    /// Sets, replaces or (with no action) takes back an unmap notification. `EINVAL` when the
-    /// port is not bound in this domain, or a byte of pages mapped for reading is to be cleared.
+    /// Sets, replaces or (with no action) removes an unmap notification. `EINVAL` when the port is
+    /// not bound in this domain, or for a byte to clear in pages mapped read-only.
     pub(in crate::sim) fn set_unmap_notify(
         &mut self,
         connection: u64,
@@ -256,7 +256,7 @@ impl State {
         if clear && object.what == (What::Mapped { writable: false }) {
             return Err(Errno::INVAL);
         }
-        // The new port is held before the old is let go: it may be the same.
+        // The new port is held before the old one is released: it may be the same.
         if event {
             self.domains.hold(domain, port)?;
         }
@@ -305,7 +305,7 @@ impl State {
         {
             me.mapped_pages = me.mapped_pages.saturating_sub(object.refs.len());
         }
-        // The owner may be gone; then nobody counts any more.
+        // The owner may have ended; then its pages are no longer counted.
         if let Some(owner) = self.domains.get_mut(&object.owner) {
             match object.what {
                 What::Shared => owner.grants.unshare(&object.refs),

@@ -91,7 +91,7 @@ fn a_closed_end_leaves_the_other_open_for_the_same_domain() {
     );
     let (_, [wait_b, _]) = w.bind_interdomain(2, 100, (B, A), p).unwrap();
     assert_ne!(take(&wait_b), 0);
-    // And the other way: the end that was there first leaves.
+    // And the other way: the end that existed first leaves.
     w.unbind(A, 1, p).unwrap();
     assert!(w.bind_interdomain(1, 100, (A, B), q).is_ok());
 }
