@@ -8,19 +8,19 @@ use xen_store::XsError;
 use xen_store::wire;
 use xen_store::{Access, Perm};
 
-/// One entry of a permission list, with what the daemon knows about it.
+/// One entry of a permission list, with the daemon's own mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) domain: DomId,
     pub(crate) access: Access,
-    /// The domain it was written for is gone; a new one with the same id inherits nothing. Or it is
-    /// for all domains, which its writer was not offered.
+    /// The domain it was written for has ended; a new one with the same id inherits nothing. Or the
+    /// entry is for all domains, and its writer was not offered that.
     pub(crate) stale: bool,
 }
 
 pub(crate) type Perms = Arc<[Entry]>;
 
-/// `owner` owns; nobody else has access.
+/// Returns permissions with which `owner` owns; no other domain has access.
 pub(crate) fn owned_by(owner: DomId) -> Perms {
     [Entry {
         domain: owner,
@@ -30,7 +30,7 @@ pub(crate) fn owned_by(owner: DomId) -> Perms {
     .into()
 }
 
-/// On whose behalf a request is carried out.
+/// The domain for which a request is carried out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
     pub(crate) domain: DomId,
@@ -66,8 +66,8 @@ impl NodeAccess {
         owner: true,
     };
 
-    /// Domain 0 and the owner have everything; then the first entry about the domain, its target or
-    /// all domains counts, then what the first entry gives to all.
+    /// Returns the access of `who`. Domain 0 and the owner have everything; then the first entry
+    /// about the domain, its target or all domains counts, then what the first entry gives to all.
     pub(crate) fn of(who: Identity, perms: &[Entry]) -> Self {
         let Some((first, others)) = perms.split_first() else {
             return Self {
@@ -95,7 +95,8 @@ impl NodeAccess {
         }
     }
 
-    /// Whether a part of `need` is allowed: enough to learn that a node below does not exist.
+    /// Returns whether a part of `need` is allowed: enough to be informed that a node below does
+    /// not exist.
     pub(crate) fn allow_part(self, need: Need) -> bool {
         match need {
             Need::Own => self.owner || self.access.can_write(),
@@ -127,8 +128,8 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Vec<Entry>, XsError> {
         .collect()
 }
 
-/// Reads an entry of a reserved number, which clients refuse. The daemon keeps it as one of a domain
-/// that is gone.
+/// Reads an entry of a reserved number, which clients reject. The daemon keeps it as one of a
+/// domain that has ended.
 fn reserved(text: &str) -> Result<Perm, XsError> {
     let parts = text.split_at_checked(1);
     let (letter, digits) = parts.ok_or(XsError::EINVAL)?;

@@ -12,8 +12,8 @@ use xen_store::wire::MsgType;
 
 /// An entry of `DomId::ANY` counts (`docs/misc/xenstore-ring.txt`, bit 3).
 pub(crate) const FEATURE_ANY: u32 = 8;
-/// That, and WATCH takes a depth (bit 2). Bits 0 and 1 are about the ring page, which connections
-/// of this daemon do not have.
+/// The above, and WATCH takes a depth (bit 2). Bits 0 and 1 are about the ring page, which
+/// connections of this daemon do not have.
 pub(crate) const FEATURES: u32 = 4 | FEATURE_ANY;
 
 /// The commands of CONTROL, as `help` prints them.
@@ -90,7 +90,7 @@ impl Daemon {
         Ok(OK.to_vec())
     }
 
-    /// The introduced domain a request is about; domain 0 is none.
+    /// Returns the introduced domain that a request is about; domain 0 is not one.
     fn introduced(&self, text: &[u8]) -> Outcome<DomId> {
         match number(text) {
             0 => Err(XsError::EINVAL),
@@ -189,7 +189,7 @@ impl Daemon {
         }
     }
 
-    /// The entry of an existing domain.
+    /// Returns the entry of an existing domain.
     fn known(&mut self, text: &[u8]) -> Outcome<&mut crate::domain::Domain> {
         let generation = self.tree.generation();
         let id = domid(number(text)).ok_or(XsError::EINVAL)?;

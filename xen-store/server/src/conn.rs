@@ -1,13 +1,14 @@
-//! One connection: what was read and not yet carried out, what waits to be written.
+//! One connection: the input that is not carried out yet, and the output that waits to be written.
 //!
 //! # Bounds
 //!
-//! * Input: at most one partial message and what the shell read in one go; while output piles up
-//!   [`Conn::has_room`] is false, requests stay where they are and the shell stops reading.
+//! * Input: at most one partial message and what the event loop read at a time; while output
+//!   accumulates [`Conn::has_room`] is false, requests stay where they are and the event loop stops
+//!   reading.
 //! * Replies: at most one per request carried out, so bounded by the same.
-//! * Events: made by others, so never refused. The same event of the same watch is queued once;
-//!   when more than [`MAX_EVENTS_PER_WATCH`] different ones wait, they become one on the watched
-//!   path itself, which tells the client to look again at everything below.
+//! * Events: made by other clients, so never refused. The same event of the same watch is queued
+//!   once; when more than [`MAX_EVENTS_PER_WATCH`] different ones wait, they become one on the
+//!   watched path itself, after which the client must look again at everything below.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ pub const MAX_EVENTS_PER_WATCH: usize = 64;
 /// Bytes and messages waiting for a client before its requests are left unread.
 const MAX_QUEUED_BYTES: usize = 64 * 1024;
 const MAX_QUEUED_MESSAGES: usize = 1024;
-/// How much is laid out for writing at a time.
+/// How much is prepared for writing at a time.
 const STAGE: usize = 16 * 1024;
 
 #[derive(Debug)]
@@ -44,7 +45,7 @@ pub(crate) struct Conn {
     pub(crate) watches: BTreeSet<WatchKey>,
     pub(crate) transactions: HashMap<u32, Transaction>,
     pub(crate) next_transaction: u32,
-    /// It is to be closed as soon as the shell gets to it.
+    /// The event loop must close it.
     pub(crate) closing: bool,
     out: VecDeque<Out>,
     out_bytes: usize,
@@ -151,7 +152,7 @@ impl Conn {
         self.staged_done < self.staged.len() || !self.out.is_empty()
     }
 
-    /// Notes that the first `count` bytes of [`Conn::output`] are written.
+    /// Records that the first `count` bytes of [`Conn::output`] are written.
     pub(crate) fn handle_written(&mut self, count: usize) {
         self.staged_done = self
             .staged
@@ -159,7 +160,7 @@ impl Conn {
             .min(self.staged_done.saturating_add(count));
     }
 
-    /// The event of `watch` on `path` no longer waits.
+    /// Records that the event of `watch` on `path` no longer waits.
     fn forget(&mut self, watch: WatchKey, path: &[u8]) {
         if let Some(waiting) = self.waiting.get_mut(&watch) {
             waiting.paths.remove(path);

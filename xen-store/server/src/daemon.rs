@@ -17,11 +17,11 @@ use xen_store::wire::TooLong;
 pub(crate) const INTRODUCE_DOMAIN: &[u8] = b"@introduceDomain";
 pub(crate) const RELEASE_DOMAIN: &[u8] = b"@releaseDomain";
 
-/// Names a connection for as long as the daemon lives.
+/// Names a connection, uniquely in the life of the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub(crate) u64);
 
-/// How a daemon behaves.
+/// The settings of a daemon.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     pub(crate) quota: Quota,
@@ -30,29 +30,29 @@ pub struct Config {
 }
 
 impl Config {
-    /// As xenstored 4.17, with its default quotas.
+    /// Creates the settings of xenstored 4.17, with its default quotas.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets the limits for all domains that have none of their own.
+    /// Sets the limits for all domains without their own.
     #[must_use]
     pub fn quota(mut self, quota: Quota) -> Self {
         self.quota = quota;
         self
     }
 
-    /// Sets whether to offer what came after 4.17: GET_FEATURE, SET_FEATURE, GET_QUOTA, SET_QUOTA,
-    /// watches with a depth, and permissions for all domains. Off by default,
-    /// so they are `ENOSYS` or `EINVAL` as there.
+    /// Sets whether to offer features newer than 4.17: GET_FEATURE, SET_FEATURE, GET_QUOTA,
+    /// SET_QUOTA, watches with a depth, and permissions for all domains. Off by default, so that
+    /// they fail with `ENOSYS` or `EINVAL` as there.
     #[must_use]
     pub fn extensions(mut self, offer: bool) -> Self {
         self.extensions = offer;
         self
     }
 
-    /// Asks `exists` about domains the daemon has not been told of. It is called while the daemon
+    /// Calls `exists` for domains that were not added to the daemon. It is called while the daemon
     /// works on a request: it must not wait, nor call the daemon.
     #[must_use]
     pub fn domain_exists(mut self, exists: impl Fn(DomId) -> bool + Send + Sync + 'static) -> Self {
@@ -61,13 +61,13 @@ impl Config {
     }
 }
 
-/// How much a daemon holds.
+/// The sizes of a daemon's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Connections.
     pub connections: usize,
-    /// Domains it knows of, domain 0 included.
+    /// Domains in its table, domain 0 included.
     pub domains: usize,
     /// Nodes, `/` included.
     pub nodes: usize,
@@ -79,11 +79,10 @@ pub struct Stats {
 
 /// The store daemon: bytes from connections in, bytes to connections out.
 ///
-/// * [`Daemon::connect`] and [`Daemon::disconnect`] tell it of connections;
-/// * [`Daemon::handle_input`] takes what was read, while [`Daemon::wants_input`] says so;
-/// * [`Daemon::poll_dirty`] names the connections to look at again: those with
-///   [`Daemon::output`] to write (acknowledged by [`Daemon::handle_written`]) and those that
-///   [`Daemon::is_closing`].
+/// * [`Daemon::connect`] and [`Daemon::disconnect`] add and remove connections;
+/// * [`Daemon::handle_input`] takes what was read, while [`Daemon::wants_input`] returns true;
+/// * [`Daemon::poll_dirty`] names the connections to look at again: those with [`Daemon::output`]
+///   to write (acknowledged by [`Daemon::handle_written`]) and those that [`Daemon::is_closing`].
 #[derive(Debug)]
 pub struct Daemon {
     pub(crate) config: Config,
@@ -92,7 +91,7 @@ pub struct Daemon {
     pub(crate) conns: BTreeMap<ConnId, Conn>,
     pub(crate) watches: Watches,
     pub(crate) dirty: BTreeSet<ConnId>,
-    /// The watch that the request in hand set.
+    /// The watch that the current request set.
     pub(crate) granted: Option<WatchKey>,
     pub(crate) on_introduce: Perms,
     pub(crate) on_release: Perms,
@@ -100,8 +99,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Creates a daemon with an empty store: `/`, `/tool` and `/tool/xenstored`, as xenstored
-    /// begins.
+    /// Creates a daemon with the initial store of xenstored: `/`, `/tool` and `/tool/xenstored`.
     #[must_use]
     pub fn new(config: Config) -> Self {
         let nobody = owned_by(DomId::DOM0);
@@ -141,7 +139,7 @@ impl Daemon {
         id
     }
 
-    /// A connection is gone; its watches and transactions go with it.
+    /// Removes a connection, with its watches and transactions.
     pub fn disconnect(&mut self, conn: ConnId) {
         self.forget_state(conn);
         self.conns.remove(&conn);
@@ -180,8 +178,8 @@ impl Daemon {
         self.conns.get(&conn).is_some_and(Conn::has_output)
     }
 
-    /// The first `count` bytes of [`Daemon::output`] are written. Requests that waited for room
-    /// are carried out now.
+    /// Records that the first `count` bytes of [`Daemon::output`] are written. Requests that waited
+    /// for room are carried out now.
     pub fn handle_written(&mut self, conn: ConnId, count: usize) {
         if let Some(state) = self.conns.get_mut(&conn) {
             state.handle_written(count);
@@ -189,8 +187,8 @@ impl Daemon {
         }
     }
 
-    /// Returns whether the connection is to be closed and [`Daemon::disconnect`]ed: it broke the
-    /// protocol, or its domain was released.
+    /// Returns whether the caller must close the connection and call [`Daemon::disconnect`]: it
+    /// violated the protocol, or its domain was released.
     #[must_use]
     pub fn is_closing(&self, conn: ConnId) -> bool {
         self.conns.get(&conn).is_none_or(|state| state.closing)
@@ -202,7 +200,7 @@ impl Daemon {
         std::mem::take(&mut self.dirty).into_iter().collect()
     }
 
-    /// Returns how much there is of everything.
+    /// Returns the sizes of the daemon's tables.
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats {
@@ -246,7 +244,7 @@ impl Daemon {
         }
     }
 
-    /// Returns the identity behind a connection.
+    /// Returns the identity of a connection.
     pub(crate) fn identity(&self, conn: ConnId) -> Identity {
         let domain = self
             .conns

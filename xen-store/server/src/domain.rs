@@ -12,8 +12,8 @@ use crate::quota::Quota;
 pub(crate) struct Domain {
     pub(crate) introduced: bool,
     pub(crate) shutdown: bool,
-    /// The store's generation when the domain was first heard of. Permission entries written
-    /// before that are about an earlier domain with the same id.
+    /// The store's generation when the domain was added. Permission entries written before that are
+    /// about an earlier domain with the same id.
     pub(crate) generation: u64,
     pub(crate) nodes: i64,
     pub(crate) memory: i64,
@@ -24,7 +24,7 @@ pub(crate) struct Domain {
     pub(crate) features: Option<u32>,
 }
 
-/// Tells whether a domain exists, for ids the daemon has not been told of.
+/// Returns whether a domain exists, for ids that were not added to the daemon.
 #[derive(Clone)]
 pub(crate) struct Oracle(pub(crate) Arc<dyn Fn(DomId) -> bool + Send + Sync>);
 
@@ -41,7 +41,7 @@ pub(crate) struct Domains {
 }
 
 impl Domains {
-    /// Domain 0 is there from the beginning.
+    /// Creates the record with domain 0.
     pub(crate) fn new(oracle: Option<Oracle>) -> Self {
         let dom0 = Domain {
             introduced: true,
@@ -61,7 +61,7 @@ impl Domains {
         self.map.get_mut(&id.as_u16())
     }
 
-    /// The entry of a domain, made if the domain exists and was not heard of before.
+    /// Returns the entry of a domain; adds it if the domain exists and has none.
     pub(crate) fn find_or_add(&mut self, id: DomId, generation: u64) -> Option<&mut Domain> {
         let exists = self.map.contains_key(&id.as_u16())
             || match &self.oracle {

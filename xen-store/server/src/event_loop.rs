@@ -1,4 +1,4 @@
-//! The daemon on descriptors: one thread, one epoll set, nothing in it ever waits for a client.
+//! The daemon on descriptors: one thread, one epoll set, and no wait for a client.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,9 +16,9 @@ use xen_sys::DomId;
 use crate::daemon::{ConnId, Daemon};
 use crate::server::{Arrival, Shared, lock};
 
-/// Bytes read from a client in one go.
+/// Bytes read from a client at a time.
 const READ_SIZE: usize = 8192;
-/// Connections taken from a listener in one go.
+/// Connections accepted from a listener at a time.
 const ACCEPTS_PER_TURN: usize = 16;
 const WAKE: u64 = u64::MAX;
 /// Keys from here on are listeners, below it connections.
@@ -31,7 +31,8 @@ pub(crate) struct EventLoop {
     epoll: Epoll,
     conns: HashMap<ConnId, Client>,
     listeners: Vec<UnixListener>,
-    /// Given up for a moment when no descriptor is left, to tell who knocks so.
+    /// Closed for a moment when no descriptor is left, so that a waiting client can be accepted and
+    /// closed.
     spare: Option<File>,
 }
 
@@ -55,7 +56,7 @@ impl EventLoop {
         })
     }
 
-    /// Waits for something to do and does it; `false` when it is time to stop.
+    /// Waits for an event and handles it; returns `false` when it is time to stop.
     pub(crate) fn turn(&mut self) -> bool {
         let mut events = [EpollEvent::empty(); 64];
         let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
@@ -88,7 +89,7 @@ impl EventLoop {
     }
 
     fn take_arrivals(&mut self, daemon: &mut Daemon) {
-        // Empty only if another event came first.
+        // Empty only if another event was first.
         let _ = self.shared.wake.read();
         let arrivals = std::mem::take(&mut *lock(&self.shared.inbox));
         for arrival in arrivals {
@@ -159,13 +160,13 @@ impl EventLoop {
                 Err(_) => return self.close(daemon, conn),
             }
         } else if gone {
-            // It left without reading its replies, and no more requests of it are wanted.
+            // The client left without reading its replies, so its further requests are ignored.
             return self.close(daemon, conn);
         }
         self.settle(daemon, conn);
     }
 
-    /// Writes what can be written, closes what is to be closed, and asks for what is needed next.
+    /// Writes what can be written, closes what must be closed, and requests the next events.
     fn settle(&mut self, daemon: &mut Daemon, conn: ConnId) {
         let Some(client) = self.conns.get_mut(&conn) else {
             return;
@@ -204,7 +205,7 @@ impl EventLoop {
     fn close(&mut self, daemon: &mut Daemon, conn: ConnId) {
         daemon.disconnect(conn);
         if let Some(client) = self.conns.remove(&conn) {
-            // Not left to the close: the caller of `add_connection` may hold a copy.
+            // The close does not suffice: the caller of `add_connection` may hold a copy.
             let _ = self.epoll.delete(client.fd);
         }
     }

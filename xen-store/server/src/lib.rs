@@ -1,8 +1,8 @@
 //! An embedded store daemon: the whole protocol, over sockets, in this process.
 //!
-//! For tests, simulations and tools that need a store where there is none. It keeps to
-//! xenstored of Xen 4.17 in what a client can see: results, errors and their precedence,
-//! conflicts, quotas, the order of events.
+//! For tests, simulations and tools that need a store where there is none. Clients see the
+//! behaviour of xenstored of Xen 4.17: results, errors and their precedence, conflicts, quotas, the
+//! order of events.
 //!
 //! ```text
 //!   Server    thread, descriptors         server event_loop
@@ -11,14 +11,14 @@
 //!     Tree    nodes by path               tree
 //! ```
 //!
-//! [`Daemon`] does no I/O and knows no time; [`Server`] is the thin shell around it.
+//! [`Daemon`] does no I/O and reads no clock; [`Server`] is a thin driver around it.
 //!
 //! # Differences from xenstored
 //!
 //! * There is no hypervisor to ask: any id below 0x7FF0 counts as a living domain, unless
-//!   [`Config::domain_exists`] says otherwise.
-//! * A domain may have several connections, where it has one ring in Xen. Its quotas are about all
-//!   of them together; transactions and watches belong to the connection that made them.
+//!   [`Config::domain_exists`] decides otherwise.
+//! * A domain may have several connections, where it has one ring in Xen. Its quotas cover all of
+//!   them together; transactions and watches belong to the connection that made them.
 //! * No domain is slowed down for writing a lot.
 //! * Events that a client is slow to read are merged (see [`MAX_EVENTS_PER_WATCH`]), where
 //!   xenstored drops them when the domain's memory quota is used up.
@@ -28,9 +28,9 @@
 //! * SET_PERMS on an `@name` that is unknown or not the caller's, and INTRODUCE of a domain that
 //!   does not exist, fail with an error of their own. xenstored 4.17 leaves that of an earlier
 //!   request, or does not answer.
-//! * A released domain is gone even if it is another domain's target. xenstored keeps it until that
-//!   domain has ended.
-//! * CONTROL knows `check`, `help`, `log`, `print` and `quota`.
+//! * A released domain is removed even if it is another domain's target. xenstored keeps it until
+//!   that domain has ended.
+//! * CONTROL implements `check`, `help`, `log`, `print` and `quota`.
 //!
 //! # Guarantees, whatever clients send
 //!

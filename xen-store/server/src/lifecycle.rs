@@ -1,4 +1,4 @@
-//! Domains come and go.
+//! The creation and the end of domains.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use xen_store::Access;
 
 impl Daemon {
     /// Makes a domain as a toolstack does: its home `/local/domain/<id>`, which it may read, with
-    /// its number in `domid`, and `data` in it, which is its own; then [`Daemon::introduce`]s it.
-    /// `false` if there is no such domain.
+    /// its number in `domid`, and a node `data` in it, which the domain owns; then
+    /// [`Daemon::introduce`]s it. Returns `false` if there is no such domain.
     pub fn add_domain(&mut self, domain: DomId) -> bool {
         if !self.introduce(domain) {
             return false;
@@ -56,9 +56,10 @@ impl Daemon {
         made.is_ok()
     }
 
-    /// Serves `domain` from now on, as INTRODUCE does: `@introduceDomain` fires, or, if it was
-    /// introduced before, the watches and transactions of its connections are reset; not those of
-    /// domain 0, whose connections are sockets. `false` if there is no such domain.
+    /// Serves `domain` from now on, as INTRODUCE does. `@introduceDomain` fires. If the domain was
+    /// introduced before, the watches and transactions of its connections are reset instead; not
+    /// those of domain 0, whose connections are sockets. Returns `false` if there is no such
+    /// domain.
     pub fn introduce(&mut self, domain: DomId) -> bool {
         let generation = self.tree.generation();
         let Some(entry) = self.domains.find_or_add(domain, generation) else {
@@ -78,9 +79,9 @@ impl Daemon {
         true
     }
 
-    /// The domain is gone, as after RELEASE or its destruction: its nodes are removed, its
-    /// connections closed, permissions given to it become void, and `@releaseDomain` fires if it was
-    /// introduced. Domain 0 stays.
+    /// Removes a domain, as after RELEASE or its destruction: its nodes are removed, its
+    /// connections closed, permissions given to it become void, and `@releaseDomain` fires if it
+    /// was introduced. Domain 0 stays.
     pub fn release(&mut self, domain: DomId) {
         if domain == DomId::DOM0 {
             return;
@@ -121,8 +122,8 @@ impl Daemon {
         }
     }
 
-    /// The domain shut down or crashed and is still there: `@releaseDomain` fires, once until
-    /// RESUME.
+    /// Records that the domain shut down or crashed and still exists: `@releaseDomain` fires, once
+    /// until RESUME.
     pub fn shutdown(&mut self, domain: DomId) {
         if let Some(entry) = self
             .domains
@@ -142,12 +143,12 @@ impl Daemon {
         }
     }
 
-    /// Gives `domain` limits of its own; `None` gives it those of all again.
+    /// Sets limits for `domain` alone; `None` restores those of all domains.
     pub fn set_quota(&mut self, domain: DomId, quota: Option<Quota>) {
         self.domains.add(domain, self.tree.generation()).quota = quota;
     }
 
-    /// Asks for all connections of `domain` to be closed, as a fault.
+    /// Closes all connections of `domain`, as an injected fault.
     pub fn drop_connections(&mut self, domain: DomId) {
         for conn in self.connections_of(domain) {
             if let Some(state) = self.conns.get_mut(&conn) {
@@ -179,7 +180,7 @@ impl Daemon {
         }
     }
 
-    /// Changes nodes on the daemon's own behalf.
+    /// Changes nodes with the daemon's own rights.
     fn as_daemon<T>(&mut self, body: impl FnOnce(&mut View<'_>) -> Outcome<T>) -> Outcome<T> {
         let mut fires = Vec::new();
         let mut view = View {

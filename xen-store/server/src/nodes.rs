@@ -87,7 +87,7 @@ impl View<'_> {
         let offset = usize::try_from(crate::request::number(offset)).unwrap_or(usize::MAX);
         let mut reply = format!("{}\0", node.generation).into_bytes();
         let rest = list.get(offset..).unwrap_or_default();
-        // Whole names for as long as they fit, and room for the NUL that marks the end.
+        // Whole names while they fit, and room for the NUL that marks the end.
         let room = PAYLOAD_MAX - reply.len() - 1;
         let mut part = 0;
         for name in rest.split_inclusive(|&byte| byte == 0) {
@@ -135,7 +135,7 @@ impl View<'_> {
         Ok(OK.to_vec())
     }
 
-    /// The entries of a SET_PERMS request, those about domains that do not exist marked.
+    /// Returns the entries of a SET_PERMS request, those about domains that do not exist marked.
     pub(crate) fn parse_perms(&mut self, text: &[u8]) -> Outcome<Vec<access::Entry>> {
         let count = text.iter().filter(|&&byte| byte == 0).count();
         if count == 0 {
@@ -159,13 +159,13 @@ impl View<'_> {
         }
     }
 
-    /// The absolute path a request names.
+    /// Returns the absolute path that a request names.
     pub(crate) fn path(&self, name: &[u8]) -> Outcome<String> {
         absolute(self.who.domain.as_u16(), name)
     }
 }
 
-/// The path that relative ones of `domain` start from.
+/// Returns the path to which relative paths of `domain` are relative.
 pub(crate) fn home(domain: u32) -> String {
     format!("/local/domain/{domain}")
 }

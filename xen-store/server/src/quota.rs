@@ -2,24 +2,25 @@
 
 /// How much of the store an unprivileged domain may use. Zero is no limit.
 ///
-/// The defaults are those of xenstored 4.17, and so is where each limit bites (some of them admit
-/// one more than they say). Domain 0 is not limited.
+/// The defaults are those of xenstored 4.17, and so is the point at which each limit applies (some
+/// admit one more than their number). Domain 0 is not limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
-    /// Nodes it owns; the next one is `ENOSPC`.
+    /// Nodes it owns; the next one fails with `ENOSPC`.
     pub nodes: u32,
-    /// Watches; one more than this is admitted, the next is `E2BIG`.
+    /// Watches; one more than this is admitted, the next fails with `E2BIG`.
     pub watches: u32,
-    /// Transactions at a time; one more than this is admitted, the next is `ENOSPC`.
+    /// Transactions at a time; one more than this is admitted, the next fails with `ENOSPC`.
     pub transactions: u32,
-    /// Bytes of one node with value, child names, permissions and 24 of overhead; at this size
-    /// it is `ENOSPC`.
+    /// Bytes of one node with value, child names, permissions and 24 of overhead; a node of this
+    /// size fails with `ENOSPC`.
     pub node_size: u32,
-    /// Entries in a permission list; more are `ENOSPC`.
+    /// Entries in a permission list; more fail with `ENOSPC`.
     pub permissions: u32,
-    /// Nodes a transaction may touch; more are `ENOSPC` and the transaction cannot be committed.
+    /// Nodes a transaction may touch; more fail with `ENOSPC` and the transaction cannot be
+    /// committed.
     pub transaction_nodes: u32,
-    /// Bytes of all its nodes and watches; beyond that `ENOMEM`.
+    /// Bytes of all its nodes and watches; more fail with `ENOMEM`.
     pub memory: u32,
 }
 

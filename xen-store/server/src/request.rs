@@ -32,12 +32,12 @@ impl<'a> Args<'a> {
         }
     }
 
-    /// Exactly so many strings.
+    /// Returns exactly `N` strings.
     pub(crate) fn exactly<const N: usize>(self) -> Outcome<[&'a [u8]; N]> {
         self.strings().try_into().map_err(|_| XsError::EINVAL)
     }
 
-    /// So many strings, and maybe more.
+    /// Returns `N` strings; more may follow.
     pub(crate) fn at_least<const N: usize>(self) -> Outcome<[&'a [u8]; N]> {
         let strings = self.strings();
         strings.first_chunk().copied().ok_or(XsError::EINVAL)
@@ -54,7 +54,7 @@ impl<'a> Args<'a> {
     }
 }
 
-/// The number at the front of `text`, 0 if there is none: what C programs send and expect.
+/// Returns the number at the front of `text`, 0 if there is none: C programs send and expect that.
 pub(crate) fn number(text: &[u8]) -> u32 {
     let digits = text
         .trim_ascii_start()
@@ -87,7 +87,7 @@ impl Daemon {
         if let Some(state) = self.conns.get_mut(&conn) {
             state.queue_reply(bytes);
         }
-        // A watch's first event comes after the reply that grants it.
+        // A watch's first event follows the reply that grants it.
         if let Some(key) = self.granted.take() {
             if let (Some(watch), Some(state)) = (self.watches.get(key), self.conns.get_mut(&conn)) {
                 state.queue_event(key, watch, &watch.path);
@@ -278,7 +278,7 @@ impl Daemon {
         Ok(OK.to_vec())
     }
 
-    /// The absolute path to watch, and how much of it is not shown in events.
+    /// Returns the absolute path to watch, and how much of it is not shown in events.
     fn watch_path(&self, conn: ConnId, name: &[u8]) -> Outcome<(Vec<u8>, usize)> {
         if name.first() == Some(&b'@') {
             let fits = name.len() <= REL_PATH_MAX;
@@ -311,7 +311,7 @@ fn is_for_domain_0(kind: MsgType) -> bool {
     )
 }
 
-/// Whether this daemon carries out such requests at all.
+/// Returns whether this daemon implements such requests.
 fn is_known(kind: MsgType, extensions: bool) -> bool {
     let last = if extensions {
         MsgType::SET_QUOTA

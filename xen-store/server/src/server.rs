@@ -55,7 +55,7 @@ pub(crate) struct Shared {
     pub(crate) stop: AtomicBool,
 }
 
-/// Something new for the thread to serve.
+/// Something new that the thread must serve.
 #[derive(Debug)]
 pub(crate) enum Arrival {
     Connection(OwnedFd, ConnId),
@@ -67,7 +67,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// The system's error for a descriptor or the thread.
+    /// The system's error if no descriptor or thread can be made.
     pub fn start(config: Config) -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let shared = Arc::new(Shared {
@@ -87,8 +87,8 @@ impl Server {
         })
     }
 
-    /// Listens on a socket; a client that connects there is domain 0. The file is its owner's from
-    /// the first moment on, whatever the umask; one that nobody listens on any more is replaced.
+    /// Listens on a socket; a client that connects there is domain 0. Only the file's owner can
+    /// ever use it, whatever the umask. A socket that no process listens on any more is replaced.
     ///
     /// # Errors
     ///
@@ -195,7 +195,7 @@ impl Drop for Server {
             let _ = thread.join();
         }
         for path in lock(&self.sockets).drain(..) {
-            // Somebody else may have removed it.
+            // Another program may have removed it.
             let _ = fs::remove_file(path);
         }
     }
@@ -212,8 +212,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A listening, non-blocking socket. Linux makes its file with the mode that the socket has by
-/// then.
+/// Returns a listening, non-blocking socket. Linux makes its file with the mode that the socket has
+/// at that time.
 fn bind_for_owner(path: &Path) -> io::Result<UnixListener> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -223,7 +223,7 @@ fn bind_for_owner(path: &Path) -> io::Result<UnixListener> {
     Ok(listener.into())
 }
 
-/// Whether the socket file is left over from a daemon that is gone.
+/// Returns whether the socket file is left over from a daemon that has ended.
 fn is_abandoned(path: &Path) -> bool {
     UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
 }

@@ -1,8 +1,8 @@
 //! The embedded daemon as the store of a simulated host.
 //!
 //! With a daemon attached, [`Store::open`](xen_store::Store::open) on a handle of the simulation
-//! gives a connection as the handle's domain, in whichever process the handle is, and a domain
-//! that is destroyed there is gone from the store.
+//! returns a connection as the handle's domain, in whichever process the handle is. A domain that
+//! is destroyed in the simulation is removed from the store.
 //!
 //! ```
 //! use xen_store::Store;
@@ -33,8 +33,8 @@ use xen_sys::sim::{Simulation, StoreServer};
 
 use crate::{Config, Server};
 
-/// Starts a daemon and attaches it to a host. Domain 0 finds its number in `domid`, where
-/// xen-init-dom0 writes it.
+/// Starts a daemon and attaches it to a host. Domain 0's number is in `domid`, where xen-init-dom0
+/// writes it.
 ///
 /// # Errors
 ///

@@ -1,7 +1,8 @@
 //! The nodes, by path.
 //!
 //! A flat table, so that finding a node costs the same at any depth. A node lists its children by
-//! name in the order they came; the list is part of the node, so adding a child changes the parent.
+//! name in the order of their creation; the list is part of the node, so adding a child changes the
+//! parent.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -50,7 +51,7 @@ impl Node {
         self.children.iter().map(|child| child.len() + 1).sum()
     }
 
-    /// Its size as the quotas count it.
+    /// Returns its size as the quotas count it.
     pub(crate) fn size(&self) -> usize {
         HEADER_COST + PERM_COST * self.perms.len() + self.value.len() + self.child_bytes()
     }
@@ -93,8 +94,9 @@ impl Tree {
         self.nodes.len()
     }
 
-    /// The topmost nodes that `domain` owns: none of them lies below another. They are in the order
-    /// of the lists of children, in which xenstored removes them. The root stays, whoever owns it.
+    /// Returns the topmost nodes that `domain` owns: none of them is below another. They are in the
+    /// order of the lists of children, in which xenstored removes them. The root stays, whoever
+    /// owns it.
     pub(crate) fn owned_roots(&self, domain: u16) -> Vec<String> {
         let (mut roots, mut todo) = (Vec::new(), vec!["/".to_owned()]);
         while let Some(path) = todo.pop() {
@@ -110,7 +112,7 @@ impl Tree {
         roots
     }
 
-    /// The first rule of the tree that does not hold, for tests and for CONTROL `check`.
+    /// Returns the first violated rule of the tree, for tests and for CONTROL `check`.
     pub(crate) fn check(&self) -> Result<(), String> {
         for (path, node) in &self.nodes {
             if &**path != "/" {

@@ -1,8 +1,8 @@
 //! The reads and changes of one transaction.
 //!
-//! The first access to a node notes its generation (or that it does not exist) and keeps a copy;
-//! everything after that happens on the copy. A commit is refused if any noted generation is no
-//! longer the node's: then somebody else changed what the transaction is built on. Parents looked
+//! The first access to a node records its generation (or that it does not exist) and keeps a copy;
+//! everything after that happens on the copy. A commit fails if any recorded generation is no
+//! longer the node's: then another client changed what the transaction is built on. Parents looked
 //! at on the way count too, so two transactions that create children of one node conflict.
 
 use std::collections::HashMap;
@@ -32,7 +32,7 @@ pub(crate) struct Transaction {
     /// By how much the number of nodes of each owner changes.
     pub(crate) counts: HashMap<u16, i64>,
     pub(crate) created: bool,
-    /// Something in it failed half way: it must not be committed.
+    /// A request in it failed half way: it must not be committed.
     pub(crate) failed: bool,
 }
 
@@ -46,7 +46,7 @@ impl Transaction {
         self.accessed.len()
     }
 
-    /// Notes the first access to a node.
+    /// Records the first access to a node.
     pub(crate) fn note(&mut self, path: &str, node: Option<Arc<Node>>) {
         let path: Arc<str> = path.into();
         self.index.insert(Arc::clone(&path), self.accessed.len());

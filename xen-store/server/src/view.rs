@@ -1,7 +1,7 @@
-//! The store as one request sees it: the tree, or a transaction's version of it.
+//! The store of one request: the tree, or a transaction's version of it.
 //!
-//! All reads and changes of nodes go through here, so accounting, conflict tracking and watch
-//! events cannot be forgotten by an operation.
+//! All reads and changes of nodes use this module, so no operation can omit accounting, conflict
+//! tracking or watch events.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use xen_sys::DomId;
 
 pub(crate) type Outcome<T> = Result<T, XsError>;
 
-/// A change that watches are to learn of.
+/// A change of which watches must be notified.
 #[derive(Debug)]
 pub(crate) struct Fire {
     pub(crate) path: Arc<str>,
@@ -38,7 +38,7 @@ pub(crate) struct View<'a> {
 }
 
 impl View<'_> {
-    /// The node at `path`, or that there is none; noted in the transaction.
+    /// Returns the node at `path`, or that there is none; recorded in the transaction.
     pub(crate) fn read(&mut self, path: &str) -> Outcome<Option<Arc<Node>>> {
         if let Some(accessed) = self.tx.as_mut().and_then(|tx| tx.find(path)) {
             return Ok(accessed.now.clone());
@@ -55,10 +55,10 @@ impl View<'_> {
         Ok(node)
     }
 
-    /// The node at `path` if the request may use it like this.
+    /// Returns the node at `path` if the request may use it in this way.
     ///
-    /// A domain that may not see the node may not learn whether it exists: then the nearest node
-    /// above decides between `ENOENT` and `EACCES`.
+    /// A domain that may not see the node must not be informed whether it exists: then the nearest
+    /// node above decides between `ENOENT` and `EACCES`.
     pub(crate) fn get(&mut self, path: &str, need: Need) -> Outcome<Arc<Node>> {
         let error = match self.read(path)? {
             Some(node) if NodeAccess::of(self.who, &node.perms).allow(need) => return Ok(node),
@@ -80,7 +80,7 @@ impl View<'_> {
         self.put(path, node)
     }
 
-    /// Replaces a node without asking the quotas, for changes that only make it smaller.
+    /// Replaces a node without checking the quotas, for changes that only make it smaller.
     pub(crate) fn put(&mut self, path: &str, mut node: Node) -> Outcome<()> {
         node.generation = self.tree.tick();
         let node = Arc::new(node);
@@ -97,7 +97,7 @@ impl View<'_> {
         Ok(())
     }
 
-    /// Removes a node; its parent's list is the caller's business.
+    /// Removes a node; the caller must update its parent's list.
     pub(crate) fn erase(&mut self, path: &str) -> Outcome<()> {
         self.tree.tick();
         if self.tx.is_some() {
@@ -115,9 +115,9 @@ impl View<'_> {
 
     /// Creates the missing nodes down to `path`, which gets `value`.
     ///
-    /// The quotas are asked as xenstored does, from the lowest node up. If one says no to any node
-    /// but for the number of nodes to the lowest, the transaction cannot be committed: xenstored
-    /// has written some of the nodes by then.
+    /// The quotas are checked in xenstored's order, from the lowest node up. If one refuses any
+    /// node, except for the number of nodes at the lowest, the transaction cannot be committed:
+    /// xenstored has written some of the nodes by then.
     pub(crate) fn create(&mut self, path: &str, value: &[u8]) -> Outcome<Arc<Node>> {
         let mut missing = vec![path];
         let mut above = parent(path);
@@ -160,11 +160,11 @@ impl View<'_> {
         self.read(path)?.ok_or(XsError::EIO)
     }
 
-    /// Removes `path` and everything below it. The events come deepest first.
+    /// Removes `path` and everything below it. The events are in the order deepest first.
     ///
-    /// In a transaction a list of children may be older or newer than what the transaction knows of
-    /// the children. Then this fails with `EIO`, as xenstored does, and what came before is removed.
-    /// Such a transaction cannot be committed: somebody else has changed the list.
+    /// In a transaction a list of children may be older or newer than the transaction's copies of
+    /// the children. Then this fails with `EIO`, as xenstored does, and the nodes before are
+    /// removed. Such a transaction cannot be committed: another client has changed the list.
     pub(crate) fn remove_tree(&mut self, path: &str) -> Outcome<()> {
         let above = parent(path);
         let mut top = Node::clone(&*self.read(above)?.ok_or(XsError::EINVAL)?);
@@ -190,8 +190,8 @@ impl View<'_> {
         self.put(above, top)
     }
 
-    /// Tells watches of a change at `path`; `node` is what is there, `old` the permissions it had
-    /// before. In a transaction that waits for the commit.
+    /// Notifies watches of a change at `path`; `node` is what is there, `old` the permissions it
+    /// had before. In a transaction the notification waits for the commit.
     pub(crate) fn fire(
         &mut self,
         path: &str,
@@ -286,7 +286,7 @@ impl View<'_> {
         self.tree.take(path);
     }
 
-    /// Adds (`1`) or takes away (`-1`) the memory of the node now at `path`.
+    /// Adds (`1`) or subtracts (`-1`) the memory of the node now at `path`.
     fn account(&mut self, path: &str, sign: i64) {
         if let Some(node) = self.tree.get(path) {
             let size = i64::try_from(node.size() + path.len()).unwrap_or(i64::MAX);
@@ -308,7 +308,7 @@ impl View<'_> {
         }
     }
 
-    /// Whether the requester may own a node more than it has and `new` ones.
+    /// Returns whether the requester may own `new` more nodes.
     fn may_own_more(&self, new: usize) -> bool {
         let used = self.nodes_of(self.who.domain.as_u16());
         let used = u64::try_from(used).unwrap_or(0).saturating_add(new as u64);
@@ -336,7 +336,7 @@ impl View<'_> {
         Ok(())
     }
 
-    /// How many nodes `owner` has, as this request sees it.
+    /// Returns how many nodes `owner` has, including the changes of this request's transaction.
     fn nodes_of(&self, owner: u16) -> i64 {
         let committed = self.domains.get(DomId::new(owner)).map_or(0, |d| d.nodes);
         committed + self.tx.as_ref().map_or(0, |tx| tx.count(owner))

@@ -1,4 +1,4 @@
-//! The watches of all connections, and which of them learn of a change.
+//! The watches of all connections, and which of them a change notifies.
 //!
 //! They are indexed by path, so a change costs a look-up per path component and not one per
 //! watch: a thousand domains with ten watches each do not slow each other down.
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::ConnId;
 
-/// Names a watch for as long as the daemon lives.
+/// Names a watch, uniquely in the life of the daemon.
 pub(crate) type WatchKey = u64;
 
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// The event's path as the watcher named its own.
+    /// Returns the event's path in the form in which the watcher named its own.
     pub(crate) fn shown<'a>(&self, path: &'a [u8]) -> &'a [u8] {
         path.get(self.strip..).unwrap_or_default()
     }
@@ -83,8 +83,8 @@ impl Watches {
         Some(watch)
     }
 
-    /// The watches that learn of a change at `path`, oldest first: those on it and above it, or
-    /// those on exactly it.
+    /// Returns the watches that a change at `path` notifies, oldest first: those on it and above
+    /// it, or those on exactly it.
     pub(crate) fn matching(&self, path: &[u8], exact: bool) -> Vec<WatchKey> {
         let on = |path: &[u8]| self.by_path.get(path).into_iter().flatten().copied();
         let mut keys: Vec<WatchKey> = on(path).collect();

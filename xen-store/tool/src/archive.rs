@@ -1,6 +1,6 @@
 //! Trees in files: export, import, and what differs.
 //!
-//! A file has one JSON object a line. The first one is about the whole:
+//! A file has one JSON object a line. The first one describes the whole:
 //! `{"root":"/local/domain/5","xstore_export":1}`. Each of the others is a node, its path relative
 //! to that root, and empty for the root itself:
 //! `{"path":"data/name","permissions":["n5","r0"],"value":"guest"}`. A value that is no text is in
@@ -192,7 +192,7 @@ fn remove_others(t: &Transaction, root: &str, wanted: &BTreeMap<String, &Node>) 
     };
     for path in paths.iter().filter(|path| *path != root) {
         let parent = StorePath::new(path)?.parent();
-        // With its parent it is gone already.
+        // It is removed with its parent.
         let is_top = parent
             .is_some_and(|parent| parent.as_str() == root || wanted.contains_key(parent.as_str()));
         if is_top && !wanted.contains_key(path) {
@@ -237,7 +237,7 @@ pub(crate) fn diff(args: &Diff, open: impl Fn() -> Outcome<Store>, output: &mut 
         return Ok(());
     }
     for change in &changes {
-        // A reader that has enough of the lines gets the same answer.
+        // The status reports a difference even if the reader has closed the output.
         show(change, &before.root, &after.root, output)
             .map_err(|failure| failure.or_worse(Failure::no()))?;
     }

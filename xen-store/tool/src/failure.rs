@@ -1,4 +1,4 @@
-//! The ends of a run that are not success, and their statuses.
+//! The unsuccessful ends of a run, and their statuses.
 
 use std::io;
 use std::process::ExitCode;
@@ -101,7 +101,7 @@ impl Failure {
     }
 }
 
-/// The failure of standard output. A reader that has enough (`| head`) is none.
+/// The failure of standard output. A reader that has closed it (`| head`) causes none.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {

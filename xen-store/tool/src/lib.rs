@@ -6,9 +6,8 @@
 //!   output  failure  text    lines, colours and JSON; statuses; escapes
 //! ```
 //!
-//! It stands on the public interface of `xen-store` alone. Values and names are chosen by guests:
-//! none of their bytes reaches a terminal as it is, other than printable ASCII, unless `--raw` asks
-//! for them.
+//! It uses only the public interface of `xen-store`. Guests choose values and names: none of their
+//! bytes except printable ASCII reaches a terminal unescaped, unless `--raw` is given.
 
 #![forbid(unsafe_code)]
 

@@ -23,7 +23,7 @@ pub(crate) fn ls(store: &Store, args: &Ls, output: &mut Output) -> Outcome {
         // Each node before those below it: `/a`, `/a/b`, `/a-b`.
         nodes.sort_by(|(a, _), (b, _)| a.split('/').cmp(b.split('/')));
         for (found, node) in &nodes {
-            // The root is what was asked for, and not shown.
+            // The root was requested, and is not shown.
             if let Some(below) = below(path, found).filter(|below| !below.is_empty()) {
                 show(found, below, node, args, output)?;
             }
@@ -223,7 +223,7 @@ fn contents(file: &Path) -> Outcome<Vec<u8>> {
     Ok(value)
 }
 
-/// Carries out `body` in a transaction. `body` names the node in hand, for the error.
+/// Carries out `body` in a transaction. `body` names the current node, for the error.
 pub(crate) fn transact(
     store: &Store,
     mut body: impl FnMut(&Transaction, &mut String) -> Result<()>,

@@ -16,7 +16,7 @@ pub(crate) struct Output {
     /// One JSON object a line in place of text.
     pub(crate) json: bool,
     with_color: bool,
-    /// Standard output is a terminal that has more than lines.
+    /// Standard output is a terminal that can do more than print lines.
     is_screen: bool,
 }
 
@@ -27,7 +27,7 @@ pub(crate) enum Part {
     Value,
     Added,
     Removed,
-    /// Beside the point: permissions, remarks.
+    /// Less important parts: permissions, remarks.
     Remark,
 }
 

@@ -27,8 +27,8 @@ pub(crate) fn quote(bytes: &[u8]) -> String {
     format!("\"{}\"", escape(bytes).replace('"', "\\\""))
 }
 
-/// Returns the bytes that `text` stands for: `\n`, `\r`, `\t`, `\\`, `\"`, `\xHH` and, as the
-/// classic tools have it, `\NNN` in octal digits. `None` for another escape.
+/// Returns the bytes that `text` stands for: `\n`, `\r`, `\t`, `\\`, `\"`, `\xHH` and, as in the
+/// classic tools, `\NNN` in octal digits. `None` for another escape.
 pub(crate) fn unescape(text: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;

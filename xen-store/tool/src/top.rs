@@ -2,7 +2,7 @@
 //!
 //! The store does not report the writer. A path nearly always shows it: a guest writes in its own
 //! home, a backend in that of its domain, the toolstack in `/libxl` and `/vm`. Changes of one node
-//! that come faster than they are read count once.
+//! that are faster than the reads count once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
