@@ -1,4 +1,4 @@
-//! Reports each write to a page of a guest, and lets the guest go on.
+//! Reports each write to a page of a guest, and lets the guest continue.
 //!
 //! ```text
 //! trace-writes 5 0x7c00                   # in domain 0, of domain 5, until the guest ends
