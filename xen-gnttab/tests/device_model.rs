@@ -80,7 +80,7 @@ fn the_toy_adds_up_what_the_guest_writes() {
         }
         assert_eq!(guest_code.join().unwrap(), 48);
     });
-    // Of another port nobody is the device model.
+    // Nothing is the device model of another port.
     let other = Ioreq {
         addr: 0x70,
         ..inl()

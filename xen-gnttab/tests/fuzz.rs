@@ -1,5 +1,5 @@
-//! Random programs of a hostile peer, for as long as `VCHAN_FUZZ_SECONDS` says (2 unless set), and
-//! those that are kept.
+//! Random programs of a hostile peer, for `VCHAN_FUZZ_SECONDS` (2 unless set), and those that are
+//! kept.
 //!
 //! `fuzz/` has the same entry functions for cargo-fuzz.
 #![allow(clippy::unwrap_used, clippy::expect_used)]

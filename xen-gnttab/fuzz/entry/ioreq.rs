@@ -54,7 +54,7 @@ pub(crate) fn run(data: &[u8]) {
                 returned.poll(&mut ours);
             }
             3 => {
-                // With nobody who writes meanwhile, everything there is comes to an end.
+                // Without a concurrent writer, the entries are used up at some time.
                 let most = abi::IOREQ_BUFFER_SLOT_NUM + vcpus as usize + 1;
                 let polls = (0..=most).take_while(|_| returned.poll(&mut ours)).count();
                 assert!(polls <= most, "work without end");

@@ -36,7 +36,7 @@ impl Input<'_> {
         u32::from_le_bytes([(); 4].map(|()| self.byte()))
     }
 
-    /// A number that somebody could have meant: near `truth`, up to `span` from it, or anything.
+    /// A plausible number: near `truth`, up to `span` from it, or anything.
     fn near(&mut self, truth: u32, span: u32) -> u32 {
         match self.byte() % 12 {
             0..=3 => truth.wrapping_add(u32::from(self.byte() % 16)),

@@ -43,7 +43,7 @@ impl Broken {
         }
     }
 
-    /// The result of a push, of which `free` says whether there is room.
+    /// Checks the result of a push; returns whether it succeeded. `free`: whether there is room.
     fn pushed(&mut self, result: Result<(), RingError>, free: bool) -> bool {
         match (self.0, free) {
             (None, false) => {
