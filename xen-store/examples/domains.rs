@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         other => return Err(format!("a write without the right: {other:?}").into()),
     }
 
-    // Domain 0 waits for what the guest says. The first event of a watch comes at once.
+    // Domain 0 waits for the guest's node. The first event of a watch arrives immediately.
     let answer = format!("{home}/data/answer");
     let watch = dom0.watch(&answer)?;
     let soon = || Some(Instant::now() + Duration::from_secs(10));

@@ -1,5 +1,5 @@
 #![allow(unsafe_code)]
-//! A child that goes on without exec does the parent's connection no harm.
+//! A child that continues without exec does the parent's connection no harm.
 //!
 //! # Safety
 //!

@@ -1,5 +1,4 @@
-//! Random programs of hostile clients, and random bytes, for as long as `VCHAN_FUZZ_SECONDS` says
-//! (2 unless set).
+//! Random programs of hostile clients, and random bytes, for `VCHAN_FUZZ_SECONDS` (2 unless set).
 //!
 //! `fuzz/` has the same entry functions for cargo-fuzz.
 #![allow(clippy::unwrap_used, clippy::expect_used)]

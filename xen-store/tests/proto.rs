@@ -239,7 +239,8 @@ fn asking_for_the_reply_to_a_cancelled_request_does_not_forget_it() {
     assert!(connection.poll_reply(start).is_none());
 }
 
-/// Requests that are given up say nothing about the daemon, which may not have had its turn yet.
+/// Requests that are given up are no evidence about the daemon, which may not have had its turn
+/// yet.
 #[test]
 fn giving_up_any_number_of_requests_ends_no_connection() {
     let mut connection = Connection::new(Quirks::SOCKET);
@@ -441,7 +442,7 @@ fn on_the_device_a_message_waits_for_the_reply_to_the_one_before() {
 
     receive(&mut connection, MsgType::READ, id, b"x");
     assert_eq!(connection.poll_reply(first).unwrap().unwrap(), b"x");
-    // A request that nobody asks about counts as well.
+    // A request without a waiter counts as well.
     let id = sent(&mut connection).req_id;
     assert!(connection.poll_outgoing().is_none());
     receive(&mut connection, MsgType::ERROR, id, b"ENOENT\0");

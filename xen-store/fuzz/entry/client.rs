@@ -97,7 +97,7 @@ impl Bench {
             .extend(encode(MsgType::WATCH_EVENT, 0, 0, &[payload.as_bytes()]).unwrap());
     }
 
-    /// Whatever a daemon can say.
+    /// Anything a daemon can send.
     fn lie(&mut self, input: &mut Input<'_>) {
         self.hostile = true;
         match input.byte() % 4 {

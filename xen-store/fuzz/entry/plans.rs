@@ -1,8 +1,8 @@
 //! Walks, snapshots and batches in flight together, with a daemon that is right or hostile.
 //!
 //! A finding is a panic, a plan that never ends, more requests in flight than may be, a request
-//! about a node that nobody asked for, a result that is not what a right daemon has, and a path
-//! that breaks the protocol's rules.
+//! about a node that was not requested, a result that is not what a right daemon has, and a path
+//! that violates the protocol's rules.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,7 +16,7 @@ use super::input::Input;
 const ROOT: &str = "/r";
 /// Plans at the same time.
 const MOST: usize = 5;
-/// Changes of a list while it is read, which begin it anew.
+/// Changes of a list while it is read, after which it is read again from the start.
 const MOST_CHANGES: u32 = 8;
 /// Exchanges that a plan takes at most, with a right daemon.
 const MOST_TURNS: usize = 100_000;
@@ -177,7 +177,7 @@ struct Bench<'a> {
     /// Requests that the daemon has not answered.
     asked: VecDeque<Message>,
     one_at_a_time: bool,
-    /// A plan was given up, so that its requests are nobody's.
+    /// A plan was dropped, so that its requests have no owner.
     given_up: bool,
     /// The daemon was not right.
     hostile: bool,
@@ -269,7 +269,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Sends an answer that may be wrong in any way, or bytes that nobody asked for.
+    /// Sends an answer that may be wrong in any way, or bytes that were not requested.
     fn lie(&mut self, input: &mut Input<'_>) {
         self.hostile = true;
         let Some(asked) = self.asked.pop_front() else {

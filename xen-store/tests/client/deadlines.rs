@@ -58,7 +58,7 @@ fn wait_for_returns_at_its_deadline_although_the_daemon_is_silent() {
     assert!(begun.elapsed() >= Duration::from_millis(200));
 }
 
-/// The daemon grants the watch and then says no more, in the middle of the first look.
+/// The daemon grants the watch and then sends nothing more, in the middle of the first look.
 #[test]
 fn wait_for_returns_at_its_deadline_although_its_look_is_not_answered() {
     let (store, mut peer) = pair();

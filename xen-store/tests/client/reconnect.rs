@@ -141,7 +141,8 @@ fn a_lost_transaction_ends_with_an_error_that_names_it() {
     lost.write("/t", "lost").unwrap();
     daemon.restart();
     store.mkdir("/ready").unwrap();
-    // The daemon counts anew: without a note of the loss this would be the same transaction.
+    // The daemon counts from the start: without a record of the loss this would be the same
+    // transaction.
     let own = store.transaction().unwrap();
     own.write("/t", "own").unwrap();
     let error = lost.write("/t", "lost").unwrap_err();

@@ -1,5 +1,5 @@
-//! Several threads of which some poll, some read and some sleep: whoever takes bytes wakes those
-//! whose answers are among them, and the end of the connection reaches everybody.
+//! Several threads of which some poll, some read and some sleep: a thread that reads bytes wakes
+//! those whose answers are among them, and the end of the connection reaches all.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -16,7 +16,7 @@ use xen_store::{Error, ProtocolError, Store};
 
 use crate::fake_daemon::{FakeDaemon, pair};
 
-/// Nothing here takes that long unless somebody was not woken.
+/// Nothing here takes that long unless a thread was not woken.
 const STUCK: Duration = Duration::from_secs(20);
 
 #[track_caller]

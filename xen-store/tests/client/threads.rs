@@ -31,7 +31,7 @@ fn replies_may_come_in_any_order() {
     });
 }
 
-/// Threads take turns as the one that reads; nobody is left asleep with its answer there.
+/// Threads take turns as the one that reads; none is left asleep with its answer there.
 #[test]
 fn many_threads_many_requests() {
     const THREADS: usize = 8;

@@ -213,7 +213,7 @@ fn another_thread_ends_the_waits_of_one_handle_only() {
         assert!(canceller.is_cancelled());
         let error = waiting.watch("/w").unwrap_err();
         assert!(matches!(error, Error::Cancelled), "{error:?}");
-        // Late answers to those are nobody's, and the other handle gets its own.
+        // Late answers to those are dropped, and the other handle gets its own.
         sent.iter().for_each(|request| peer.ok(request));
         other.join().unwrap().unwrap();
     });

@@ -39,7 +39,7 @@ fn next_path(watch: &Watch) -> String {
         .to_string()
 }
 
-/// The protocol wants the path first and the token second, both ways round.
+/// The protocol requires the path first and the token second, both ways round.
 #[test]
 fn unwatch_names_path_then_token() {
     let (store, mut peer) = pair();
@@ -250,7 +250,8 @@ fn depth_is_not_sent_to_a_daemon_that_does_not_offer_it() {
     }
 }
 
-/// The event is read by a thread that only wanted its reply; who polls must learn of it.
+/// The event is read by a thread that waits for its reply only; a thread that polls must be
+/// notified.
 #[test]
 fn poll_fd_is_readable_for_events_others_have_read() {
     let (store, mut peer) = pair();

@@ -180,7 +180,7 @@ async fn a_request_whose_time_is_over_leaves_the_connection_usable() {
     let slow = timeout(Duration::from_millis(20), store.read("/slow"));
     slow.await.unwrap_err();
     let daemon = thread::spawn(move || {
-        // The late answer comes first, and is nobody's.
+        // The late answer arrives first, and is dropped.
         for request in receive(&mut peer, 2) {
             let path = request.payload.strip_suffix(b"\0").unwrap().to_vec();
             reply(&mut peer, &request, &path);

@@ -74,7 +74,7 @@ fn futures_polled_once_end_no_healthy_connection() {
     });
 }
 
-/// A future that is polled once and then kept holds nobody up.
+/// A future that is polled once and then kept holds up no other.
 #[test]
 fn a_future_that_is_never_polled_again_holds_nobody_up() {
     on_each(|| async {
@@ -214,7 +214,7 @@ fn the_last_handle_closes_the_connection_at_once() {
     });
 }
 
-/// A full backlog holds up the task that connects and nobody else, on one thread.
+/// A full backlog holds up only the task that connects, on one thread.
 #[test]
 fn connecting_to_a_daemon_with_a_full_backlog_blocks_no_thread() {
     let (done, told) = std::sync::mpsc::channel();
@@ -239,7 +239,7 @@ async fn connect_to_a_full_backlog() {
             let socket = socket.clone();
             async move { AsyncStore::connect(&socket).await.unwrap() }
         });
-        // Other tasks go on: this timer is one.
+        // Other tasks continue: this timer is one.
         tokio::time::sleep(Duration::from_millis(20)).await;
         if !connecting.is_finished() {
             break connecting;

@@ -272,7 +272,7 @@ fn a_socket_is_its_owners_from_the_first_moment_on() {
 fn a_server_listens_cleans_up_and_takes_over_what_is_left() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
-    // Left over: bound once, nobody listens any more.
+    // Left over: bound once, and no process listens any more.
     drop(UnixListener::bind(&path).unwrap());
     let server = Server::start(Config::new()).unwrap();
     server.listen(&path).unwrap();

@@ -1,4 +1,4 @@
-//! Clients that are slow, rude or gone: they harm nobody but themselves.
+//! Clients that are slow, rude or gone: they harm only themselves.
 
 use std::io::Write;
 

@@ -1,7 +1,7 @@
 //! The embedded daemon, through our client and as bytes on the wire.
 //!
-//! Where a test defends a sentence of `docs/misc/xenstore.txt` it says so; the rest is what
-//! xenstored 4.17 does.
+//! A test that defends a sentence of `docs/misc/xenstore.txt` names it; the rest is what xenstored
+//! 4.17 does.
 
 // The lint exempts test functions, but not the helpers beside them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]

@@ -24,7 +24,7 @@ fn the_first_entry_owns_and_is_the_default_of_all_others() {
     assert_eq!(dom0.read("/n").unwrap(), b"blind");
 }
 
-/// The right to write above is enough to be told, although SET_PERMS needs to own.
+/// The right to write above is enough to be informed, although SET_PERMS needs ownership.
 #[test]
 fn set_perms_on_a_missing_node_below_a_writable_one_fails_with_enoent() {
     let server = start();
@@ -41,7 +41,7 @@ fn set_perms_on_a_missing_node_below_a_writable_one_fails_with_enoent() {
     assert_eq!(name(dom5.set_permissions("/shared", &perms)), "EACCES");
 }
 
-/// Whether a node exists is told only to those who may see the nearest node above it.
+/// Only a domain that may see the nearest node above is informed whether a node exists.
 #[test]
 fn absence_is_reported_only_to_who_may_look() {
     let server = start();

@@ -74,7 +74,7 @@ fn a_transaction_in_which_a_create_fails_half_way_cannot_be_committed() {
     assert_eq!(server.stats().transactions, 0);
 }
 
-/// One more than the number says is admitted.
+/// One more than the number is admitted.
 #[test]
 fn watches_are_limited_and_come_back() {
     let server = limited(|quota| quota.watches = 3);

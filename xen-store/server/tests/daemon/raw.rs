@@ -1,4 +1,4 @@
-//! A client that sends exactly what the test says and shows exactly what comes.
+//! A client that sends exactly the bytes of the test and shows exactly what arrives.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -34,7 +34,7 @@ impl Raw {
     pub(crate) fn connect(server: &Server, domain: DomId) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         server.add_connection(theirs.into(), domain);
-        // Nothing takes this long; a test that waits forever says less than one that fails.
+        // Nothing takes this long; a test that waits forever reports less than one that fails.
         ours.set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
         Self {

@@ -1,4 +1,5 @@
-//! Transactions: seen by nobody until committed, refused when built on what has changed.
+//! Transactions: invisible to other clients until committed, refused when built on what has
+//! changed.
 
 use std::thread;
 
@@ -73,7 +74,7 @@ fn a_removal_that_meets_a_list_of_another_time_stops_there() {
     assert_eq!(store.control("check", &[]).unwrap(), "OK");
 }
 
-/// One transaction does `inside`, somebody else does `outside` before it commits.
+/// One transaction does `inside`, another client does `outside` before it commits.
 #[track_caller]
 fn check(inside: &str, outside: &str, commits: bool) {
     let server = start();
@@ -165,7 +166,7 @@ fn with_transaction_counts_right_under_contention() {
     store.write("/count", "0").unwrap();
     let add = |store: Store| {
         for _ in 0..25 {
-            // The bounded number of attempts may run out; the caller goes on.
+            // The bounded number of attempts may run out; the caller continues.
             while let Err(error) = store.with_transaction(|t| {
                 let count: u32 = t.read_str("/count")?.parse().unwrap();
                 t.write("/count", (count + 1).to_string())
