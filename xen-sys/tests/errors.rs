@@ -103,8 +103,8 @@ fn host() -> (Simulation, Privcmd, DomId) {
     (host, privcmd, guest)
 }
 
-/// Makes each call with its first hypercall refused with `errno`, and fails unless the error is
-/// what `is_kind` wants and names the call.
+/// Makes each call with its first hypercall refused with `errno`, and fails unless `is_kind`
+/// accepts the error and it names the call.
 fn refused(calls: &[(&str, Call)], errno: i32, is_kind: impl Fn(&Error, DomId) -> bool) {
     let (host, privcmd, guest) = host();
     let mut wrong = Vec::new();
