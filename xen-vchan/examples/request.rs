@@ -5,9 +5,9 @@
 //! cargo run -p xen-vchan --features sim --example request
 //! ```
 //!
-//! A message is four bytes of length and then so many bytes. Both are put into one publish
-//! (`reserve` … `commit`), and every wait has a deadline, so neither side hangs on a peer that says
-//! half a message.
+//! A message is four bytes of length and then that many bytes. Both are put into one publish
+//! (`reserve` … `commit`), and every wait has a deadline, so neither side hangs on a peer that
+//! sends half a message.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -44,7 +44,7 @@ fn receive(channel: &mut Channel) -> Result<String> {
     Ok(String::from_utf8_lossy(&message).into_owned())
 }
 
-/// Serves clients until `requests` were answered; then goes, whoever is still there.
+/// Serves clients until `requests` were answered; then ends, even with clients connected.
 fn serve(xen: &Xen, store: &Store, requests: u32) -> Result<()> {
     let mut listener = Listener::builder().listen(xen, store)?;
     listener.bind(

@@ -1,4 +1,4 @@
-//! Random inputs for an entry function, for as long as `VCHAN_FUZZ_SECONDS` says (2 unless set).
+//! Random inputs for an entry function, for `VCHAN_FUZZ_SECONDS` (2 unless set).
 //! Before them, the inputs kept in `fuzz/seeds/NAME`, with which cargo-fuzz begins.
 //! A failing input is printed with its seed, for `VCHAN_FUZZ_SEED`, and as bytes.
 

@@ -210,7 +210,7 @@ mod tests {
         schedule.handle_end(later + 9 * second);
         let (wait, _) = schedule.poll_timeout(later + 9 * second, None);
         assert!(wait <= second, "{wait:?}");
-        // A deadline that passes is nobody's failure.
+        // A deadline that passes is no failure of the server.
         let told = schedule.handle_attempt::<()>(Err(Error::TimedOut), later + 20 * second);
         assert!(told.is_break());
         assert_eq!(

@@ -66,7 +66,7 @@ impl Drop for ClientSlot {
 
 /// Common to the reading and the writing half.
 ///
-/// The field order is the order of release: first the store nodes, so that nobody new finds us;
+/// The field order is the order of release: first the store nodes, so that no new client finds us;
 /// then the pages, whose unmap notification clears our live byte and rings the peer's bell even if
 /// this process was killed; the event channel last, because that notification needs it.
 #[derive(Debug)]

@@ -1,5 +1,5 @@
-//! Random programs of a hostile peer, for as long as `VCHAN_FUZZ_SECONDS` says (2 unless set), and
-//! those that once found something.
+//! Random programs of a hostile peer, for `VCHAN_FUZZ_SECONDS` (2 unless set), and those that once
+//! found something.
 //!
 //! `fuzz/` has the same entry functions for cargo-fuzz, which steers its inputs by coverage but
 //! needs a nightly compiler.

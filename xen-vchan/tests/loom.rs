@@ -189,7 +189,7 @@ fn what_was_written_before_death_is_found_after_it() {
                 live.store(false, Ordering::Release);
             })
         };
-        // As `ReadHalf::look`: cursor, live byte, and the cursor again if the byte says gone.
+        // As `ReadHalf::look`: cursor, live byte, and the cursor again if the byte reads gone.
         let before = rx.refresh().unwrap();
         if !live.load(Ordering::Acquire) {
             assert_eq!(rx.refresh().unwrap(), 1);

@@ -224,7 +224,7 @@ fn two_threads_that_look_at_once_believe_each_cursor_and_see_no_older_one() {
                 let free = tx.refresh_shared().unwrap();
                 assert!(free >= room, "{free} after {room}");
                 room = free;
-                // Nor does what is known, whoever has looked since.
+                // Nor do the known values, whichever thread has looked since.
                 assert!(rx.known_ready() >= before && tx.known_space() >= room);
             }
         };

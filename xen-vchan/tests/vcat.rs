@@ -197,8 +197,8 @@ fn one_command_shows_both_ends() {
     demo.wait();
 }
 
-/// A filter between two pipes is full when nobody reads what it says: what goes in must not be
-/// waited for.
+/// A filter between two pipes is full when its output is not read: its input must not be waited
+/// for.
 #[test]
 fn a_command_that_answers_as_it_reads_does_not_stall() {
     let host = TestHost::new();
@@ -257,7 +257,7 @@ fn a_command_may_close_its_output_and_read_on_or_its_input_and_talk_on() {
     server.wait();
     assert!(std::fs::read(file).unwrap() == [7; 100_000]);
 
-    // It goes on when somebody writes to the other pipe.
+    // It continues when a byte is written to the other pipe.
     let pipe = host.dir.path().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let script = format!(

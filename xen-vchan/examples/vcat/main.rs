@@ -7,11 +7,11 @@
 //! vcat sim CMD ARG...
 //! ```
 //!
-//! Bytes go between the vchan and stdin/stdout, or a command's. `--keep` serves one client after
-//! another, each with a command of its own; `--close` ends when stdin has ended and nothing has
-//! come for so long (a vchan has no half-close, so the other end cannot be told that stdin has
-//! ended). With a command the session ends when the command does, or the other end. The other end
-//! may be any vchan program: `vchan-node2` of Xen's tools, or `xencat` of OCaml's, say.
+//! Bytes are passed between the vchan and stdin/stdout, or a command's. `--keep` serves one client
+//! after another, each with its own command; `--close` ends when stdin has ended and nothing has
+//! arrived for a while (a vchan has no half-close, so the end of stdin cannot be signalled to the
+//! other end). With a command the session ends when the command does, or the other end. The other
+//! end may be any vchan program, such as `vchan-node2` of Xen's tools or OCaml's `xencat`.
 //!
 //! WHERE is a path in the store; or a name without `/`, which is what `xencat` calls a port and
 //! stands for the place where OCaml's library and Qubes publish the service of that name,

@@ -40,7 +40,7 @@ pub(crate) fn splice(
                 Err(Error::Closed) => return Ok(()),
                 Err(error) => match errno(&error) {
                     Some(Errno::EAGAIN) => break true,
-                    // The command reads no more, but it may have something to say.
+                    // The command reads no more, but it may still write.
                     Some(Errno::EPIPE) if end == End::Command => {
                         (deaf, sink) = (true, nowhere.as_fd());
                     }
@@ -65,7 +65,7 @@ pub(crate) fn splice(
             _ => PollTimeout::NONE,
         };
         let mut fds = vec![PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-        // A command that reads no more is told without being asked for.
+        // poll reports a command that reads no more even if it was not requested.
         let told = [
             (full, PollFlags::POLLOUT),
             (end == End::Command, PollFlags::empty()),

@@ -45,7 +45,7 @@ impl Input<'_> {
         }
     }
 
-    /// A cursor that somebody could have meant: near one of `truths`, or anything.
+    /// A plausible cursor: near one of `truths`, or anything.
     fn cursor(&mut self, truths: &[u32], size: u32) -> u32 {
         let byte = self.byte();
         let truth = truths[usize::from(byte >> 4) % truths.len()];
@@ -64,7 +64,7 @@ impl Input<'_> {
     }
 }
 
-/// Fails if a call wrote beyond the bytes it was given; the first ones tell.
+/// Fails if a call wrote beyond the bytes it was given; checks the first ones.
 fn untouched(buffer: &[u8], len: usize) {
     let end = buffer.len().min(len + 64);
     assert!(

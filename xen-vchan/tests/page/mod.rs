@@ -20,7 +20,7 @@ pub(crate) const RIGHT_CONS: usize = 8;
 pub(crate) const RIGHT_PROD: usize = 12;
 pub(crate) const CLI_NOTIFY: usize = 22;
 pub(crate) const SRV_NOTIFY: usize = 23;
-/// Of the notify bytes: tell when something was written, or read.
+/// Of the notify bytes: requests to notify after a write, or a read.
 pub(crate) const WRITE: u8 = 1;
 pub(crate) const READ: u8 = 2;
 

@@ -109,7 +109,7 @@ impl Victim {
         now
     }
 
-    /// Its processors stand still, and say nothing to anybody.
+    /// Its processors stand still, and it reports nothing.
     fn freeze(&self) -> Instant {
         let pid = Pid::from_raw(self.process.id().try_into().unwrap());
         let now = Instant::now();
@@ -123,7 +123,7 @@ impl Victim {
     }
 }
 
-/// Reads what the victim sends until it is dead; says when the end was seen.
+/// Reads what the victim sends until it is dead; returns when the end was seen.
 fn read_to_the_end(channel: &mut Channel, mut got: usize) -> (usize, Instant) {
     let mut buf = vec![0; 5000];
     loop {
@@ -218,11 +218,11 @@ fn a_sleeping_server_is_woken_by_its_clients_death() {
 
 #[derive(Clone, Copy, Debug)]
 enum Ending {
-    /// SIGKILL: its kernel says it.
+    /// SIGKILL: its kernel reports it.
     Killed,
-    /// Its domain is destroyed: the store says it.
+    /// Its domain is destroyed: the store reports it.
     Destroyed,
-    /// Its kernel panics: nobody says anything until the toolstack destroys the domain.
+    /// Its kernel panics: nothing reports it until the toolstack destroys the domain.
     Panicked,
 }
 

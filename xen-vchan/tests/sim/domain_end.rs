@@ -1,4 +1,4 @@
-//! The end of the peer's domain, of which only the store tells: who asked for it notices.
+//! The end of the peer's domain, which only the store reports: a side that requested it notices.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -13,7 +13,7 @@ use xen_vchan::{ClientBuilder, Error, Listener, PeerState, ServerBuilder};
 
 use crate::host::{PATH, TestHost, poll_one, soon};
 
-/// Only the store knows of it: the live byte stays as it is, and no event comes.
+/// Only the store has a record of it: the live byte stays as it is, and no event arrives.
 #[test]
 fn the_end_of_the_peers_domain_is_noticed_by_who_asked_for_it() {
     let host = TestHost::new();
@@ -125,7 +125,7 @@ fn many_channels_watch_their_peers_domain_on_one_store() {
         .take_while(|_| all.recv_timeout(Duration::from_secs(60)).is_ok())
         .count();
     assert_eq!(ended, CHANNELS, "the others wait for the store");
-    // Nobody else makes the store say anything now.
+    // Nothing else makes the store report anything now.
     let last = std::thread::spawn({
         let ([(_, store), _], done) = (ends.clone(), done.clone());
         move || {
@@ -215,7 +215,7 @@ fn a_read_without_a_deadline_ends_when_the_peers_domain_is_destroyed() {
     host.sim.assert_clean();
 }
 
-/// Domain 0 loses its store: what is open goes on, and its end is asked of the hypervisor.
+/// Domain 0 loses its store: open channels stay, and their end is asked of the hypervisor.
 #[test]
 fn a_channel_outlives_its_store_and_still_ends_with_the_peers_domain() {
     let host = TestHost::new();

@@ -205,7 +205,7 @@ fn whoever_sleeps_behind_the_other_half_is_woken_too() {
         }
         assert_eq!(reader.join().unwrap().unwrap(), 1);
         assert_eq!(writer.join().unwrap().unwrap(), 1);
-        // Half of what `soon` is: by then nobody's own deadline has passed.
+        // Half of what `soon` is: by then no call's own deadline has passed.
         assert!(begin.elapsed() < Duration::from_secs(10), "not woken");
     });
     drop(client);

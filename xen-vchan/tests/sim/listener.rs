@@ -105,7 +105,7 @@ fn silent_clients_hold_up_nobody_and_a_domain_gets_its_number_and_no_more() {
     host.stored.add_domain(other);
     let mut listener = listener(&host, 2);
     listener.bind(other, path(other)).unwrap();
-    // Both places of the first domain, taken by clients that say nothing.
+    // Both places of the first domain, taken by clients that send nothing.
     let silent = [dial(&host, host.guest), {
         let first = listener.accept(soon()).unwrap();
         std::mem::forget(first.peer());

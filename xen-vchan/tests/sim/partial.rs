@@ -1,5 +1,5 @@
-//! A write that something comes in between of says how much it wrote: a signal, a notify that
-//! fails, the peer's end, its lie, a deadline.
+//! A write that is interrupted returns how much it wrote: by a signal, a notify that fails, the
+//! peer's end, its lie, a deadline.
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::sync::Arc;
@@ -94,7 +94,8 @@ fn a_notify_that_fails_changes_no_count_and_is_reported_by_the_next_call() {
     let whole = bytes(0, 3000);
     let begin = Instant::now();
     assert_eq!(client.write_deadline(&whole, soon()).unwrap(), 1024);
-    // Not after the deadline of twenty seconds: nobody was told, so nobody would have made room.
+    // Not after the deadline of twenty seconds: the peer was not notified, so it would not have
+    // made room.
     assert!(begin.elapsed() < Duration::from_secs(10));
     fail_notifies(&xen, 0);
     assert_not_connected(client.write_deadline(&whole[1024..], soon()));

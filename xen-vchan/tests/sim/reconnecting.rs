@@ -39,7 +39,7 @@ fn each_server_is_a_session_of_its_own() {
             channel.write_all(&[round; 3]).unwrap();
             assert_eq!(line.sessions(), u64::from(round));
         });
-        // The server is gone, but what it said can be read: the session goes on.
+        // The server is gone, but what it sent can be read: the session continues.
         let channel = line.session(soon()).unwrap();
         let mut rest = [0; 5];
         channel.read_exact(&mut rest).unwrap();

@@ -313,8 +313,8 @@ fn hasty(host: &TestHost) -> xen_vchan::Channel {
     host.connect()
 }
 
-/// A client says that it leaves, and only then unmaps its pages, at which its kernel says it once
-/// more. The two are one end, not the end of a second client that nobody saw.
+/// A client marks that it leaves, and only then unmaps its pages, at which its kernel marks it once
+/// more. The two are one end, not the end of a second client that was never seen.
 #[test]
 fn an_end_that_is_notified_twice_is_one_end() {
     let host = TestHost::new();

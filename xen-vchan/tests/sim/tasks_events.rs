@@ -99,7 +99,7 @@ fn an_event_that_one_direction_takes_wakes_the_other() {
             let mut server = AsyncChannel::new(server).unwrap();
             let (reader, writer) = (Arc::new(Count::default()), Arc::new(Count::default()));
             while poll_write(&mut server, &writer, 2048).is_ready() {}
-            // For the reader: both are told, and the writer looks first.
+            // For the reader: both are woken, and the writer looks first.
             client.write_all(b"x").unwrap();
             turns().await;
             assert!(poll_write(&mut server, &writer, 1).is_pending());

@@ -64,7 +64,7 @@ fn a_task_finds_each_server_that_comes_and_distinguishes_their_sessions() {
                 assert_eq!(got, [round; 5]);
                 channel.write_all(&[round; 3]).await.unwrap();
                 wait_gone(channel.get_mut());
-                // The server is gone, but what it said can be read: the session goes on.
+                // The server is gone, but what it sent can be read: the session continues.
                 let channel = line.session(soon()).await.unwrap();
                 let mut rest = Vec::new();
                 channel.read_to_end(&mut rest).await.unwrap();

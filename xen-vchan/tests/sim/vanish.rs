@@ -1,4 +1,4 @@
-//! The end of a domain, seen by another whom the store does not tell of ends.
+//! The end of a domain, seen by another to which the store reports no ends.
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -90,7 +90,7 @@ fn an_offer_withdrawn_is_no_end() {
     host.sim.assert_clean();
 }
 
-/// Nothing tells a server in a domU of it: it asks the hypervisor.
+/// Nothing reports it to a server in a domU: it asks the hypervisor.
 #[test]
 fn a_client_whose_domain_ends_is_missed_by_a_server_in_a_domu() {
     let host = TestHost::new();
@@ -148,8 +148,8 @@ fn a_domain_that_is_still_to_be_made_has_not_ended() {
     host.sim.assert_clean();
 }
 
-/// Builders as they are, between two domUs, whom the store does not tell anything: the server asks
-/// the hypervisor, its client the server's node.
+/// Builders as they are, between two domUs, to which the store reports nothing: the server asks the
+/// hypervisor, its client looks at the server's node.
 #[test]
 fn two_domus_notice_each_others_end_by_default() {
     for server_ends in [false, true] {

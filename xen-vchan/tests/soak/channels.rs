@@ -36,7 +36,7 @@ async fn ask(channel: AsyncChannel, mut random: Random, stop: Arc<AtomicBool>) -
             tx.write_all(piece(at, len)).await.unwrap();
             at += len as u64;
         }
-        // One byte more, so that the reader is awake after it knows of the end.
+        // One byte more, so that the reader is awake after it has seen the end.
         counted.store(at + 1, Ordering::Release);
         over.store(true, Ordering::Release);
         tx.write_all(piece(at, 1)).await.unwrap();

@@ -42,7 +42,7 @@ fn soon() -> Option<Instant> {
 }
 
 impl End {
-    /// Moves everything, then waits for the peer, whose leaving says that it has everything too.
+    /// Moves everything, then waits for the peer, which leaves when it has everything too.
     fn run(mut self) -> u64 {
         self.all();
         match self.channel.read_deadline(&mut [0; 1], soon()) {

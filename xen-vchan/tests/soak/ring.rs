@@ -33,7 +33,7 @@ struct Judge {
     wants_write: bool,
 }
 
-/// Runs `ops` operations; says how often a cursor passed 2^32.
+/// Runs `ops` operations; returns how often a cursor passed 2^32.
 fn episode(seed: u64, ops: u64, buf: &mut [u8]) -> u64 {
     let mut random = Random::new(seed);
     let (order, start) = (order(&mut random), start(&mut random));

@@ -11,7 +11,7 @@ use crate::ring::{order, start};
 use crate::stream::{LONGEST, piece};
 use crate::{Progress, Random, seed, share};
 
-/// Operations of one side before both begin anew with other rings.
+/// Operations of one side before both begin again with other rings.
 const EPISODE: u64 = 1 << 22;
 
 /// One side: what it has written and read, as places in the two streams.
