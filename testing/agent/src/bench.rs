@@ -2,8 +2,8 @@
 //! host has too.
 //!
 //! One line for each variant, `row` and a JSON object. The testbed's clock counts instructions, so
-//! a nanosecond here is half an instruction: the ratios say who needs less work, and nothing about
-//! a real machine's caches.
+//! a nanosecond here is half an instruction: the ratios show which side needs less work, and
+//! nothing about a real machine's caches.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
-//! These crates and Xen's C libraries in dom0: one operation of the hypervisor's after another.
+//! These crates and Xen's C libraries in dom0: the hypervisor's operations, one after another.
 //!
-//! One line for each task, `row` and a JSON object. The testbed's clock counts instructions, those
-//! of the kernel and of Xen included: the ratios say who needs less work.
+//! One line for each task, `row` and a JSON object. The testbed's clock counts instructions,
+//! including those of the kernel and of Xen: the ratios show which library needs less work.
 
 use std::time::Duration;
 

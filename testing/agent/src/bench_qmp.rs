@@ -2,7 +2,7 @@
 //! same server in it, one proxy after another.
 //!
 //! One line for each proxy, `row` and a JSON object. The testbed's clock counts instructions: the
-//! ratios say who needs less work, and nothing about a real machine.
+//! ratios show which proxy needs less work, and nothing about a real machine.
 
 use std::fs::{self, File};
 use std::process::{Child, Command, Stdio};

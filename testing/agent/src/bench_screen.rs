@@ -188,7 +188,7 @@ fn start(store: &Store, devices: &[String]) -> Result<Vec<Machine>> {
 /// Asks the guest to begin until it does: what is typed before it runs is lost.
 fn begin(machine: &Machine, tty: &str) -> Result<()> {
     let deadline = soon();
-    // It stays open: QEMU looks once a second whether somebody has it.
+    // It stays open: QEMU checks once a second whether a process has it.
     let file = fs::File::options().write(true).open(tty);
     let mut file = file.context(tty.to_owned())?;
     while machine.page.load_u32(0)? != NAME {
@@ -302,7 +302,7 @@ fn idle(machines: &[Machine]) -> Result<()> {
         viewer.quiet(QUIET)?;
         all.push((machine, viewer, served_by(machine)?));
     }
-    // Longer than any interval of QEMU's.
+    // Longer than any interval of QEMU.
     thread::sleep(Duration::from_secs(4));
     let counts = |pids: &[i32]| pids.iter().map(|pid| wakeups(*pid)).sum::<Result<u64>>();
     let mut before = Vec::new();

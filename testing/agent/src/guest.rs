@@ -1,8 +1,8 @@
 //! The HVM guest with a stubdomain: `/etc/xen/hvm.cfg`, from `xl create` to `xl destroy`.
 //!
 //! Each creation also proves the order of readiness. xenstored reports changes in the order in
-//! which they were made, so whoever watches sees whether the vchan was published before the device
-//! model called itself running; and a client that connects at that very moment has to be answered.
+//! which they were made, so a watcher sees whether the vchan was published before the device model
+//! called itself running; and a client that connects at that very moment must be answered.
 
 use std::collections::HashMap;
 use std::fs;

@@ -176,7 +176,7 @@ impl Shared {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Waits until `done` says so. `None`: the deadline passed first.
+    /// Waits until `done` returns true. `None`: the deadline passed first.
     fn wait<T>(
         &self,
         deadline: Instant,
@@ -249,7 +249,7 @@ impl LocalJob {
 
     /// Sends a signal, unless the program has ended.
     pub(crate) fn kill(&self, signal: Signal) -> Result<()> {
-        // The child is reaped with the state locked, so its number is nobody else's here.
+        // The child is reaped with the state locked, so no other process has its number here.
         let state = self.watcher.0.lock();
         if state.exit.is_none() {
             kill(self.pid, signal)?;

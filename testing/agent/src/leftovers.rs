@@ -102,7 +102,7 @@ pub(crate) fn assert_none(store: &Store, before: &Snapshot) -> Result<()> {
     }
 }
 
-/// Returns the domains that Xen knows, those that are ending among them.
+/// Returns Xen's domains, including those that are ending.
 pub(crate) fn domains() -> Result<BTreeSet<DomId>> {
     let all = Privcmd::open(&Xen::open()?)?.domains()?;
     Ok(all.iter().map(|info| info.id).collect())

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! boot       from the initramfs: modules, then the root file system on the emulated disk, then its /sbin/init
-//! userland   from that disk: says what it runs on, reads the data, and counts seconds for ever
+//! userland   from that disk: prints what it runs on, reads the data, counts seconds forever
 //! ```
 //!
 //! It prints, each line after "linux-guest: ":
@@ -360,7 +360,7 @@ impl Disk {
         room.copy_from_slice(bytes);
         file.write_all_at(room, (first * SECTOR) as u64)
             .context("writing the disk")?;
-        // The device model may keep what it was given until it is told to flush.
+        // The device model may keep what it was given until it is requested to flush.
         file.sync_data().context("flushing the disk")
     }
 }

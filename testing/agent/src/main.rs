@@ -121,8 +121,8 @@ enum Command {
 
 fn main() -> ExitCode {
     if std::process::id() == 1 {
-        // The Linux guest's kernel, and then its boot, say so; a PV domU's passes on no more than
-        // words it does not know.
+        // The last argument names the part: the Linux guest's kernel passes it, and then its boot.
+        // A PV domU's kernel passes on only words that are unknown to it.
         match std::env::args().skip(1).last() {
             Some(part) if linux::PARTS.contains(&part.as_str()) => linux::run(&part),
             _ => domu::run(),

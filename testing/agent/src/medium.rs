@@ -1,5 +1,5 @@
-//! A disk's contents in a file of dom0's, on a loop device: for an emulated drive libxl wants a
-//! block device.
+//! A disk's contents in a file of dom0, on a loop device: libxl requires a block device for an
+//! emulated drive.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! A keyed stream: every position holds a byte that anyone who knows the key can compute.
+//! A keyed stream: every position holds a byte that can be computed from the key.
 //!
 //! ```text
 //! word(i) = splitmix64's output for state key + (i + 1) * golden        bytes 8i .. 8i + 8, little endian
@@ -14,7 +14,7 @@ pub(crate) struct Stream {
     position: u64,
 }
 
-/// A byte that is not what the key says.
+/// A byte that is not the key's.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Mismatch {
     pub(crate) position: u64,

@@ -41,7 +41,7 @@ pub(crate) struct Test {
     body: Body,
     /// It opens privcmd in the domU on purpose.
     opens_privcmd: bool,
-    /// It takes so long that it runs only where a word is in its name.
+    /// It takes so long that it runs only if its name is given.
     on_request: bool,
 }
 

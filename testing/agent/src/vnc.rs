@@ -133,7 +133,7 @@ impl Viewer {
         Ok(())
     }
 
-    /// Takes what comes for so long. Fails if the server closes the connection.
+    /// Takes what arrives for this long. Fails if the server closes the connection.
     pub(crate) fn watch(&mut self, time: Duration) -> Result<()> {
         let end = Instant::now() + time;
         while Instant::now() < end {

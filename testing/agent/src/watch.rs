@@ -1,9 +1,9 @@
-//! The thread that looks on while the tests run: says that time passes, and ends the suite when a
-//! test does not end.
+//! The thread that watches while the tests run: it reports that time passes, and ends the suite
+//! when a test does not end.
 //!
-//! Every wait in a test has a limit of its own. This module fails a test that waits forever all the
+//! Every wait in a test has its own limit. This module fails a test that waits forever all the
 //! same, in a system call for example, and prints what every thread and child of the suite waits
-//! in. The program that follows from outside could report only that no output came.
+//! in. The program that follows from outside could report only that there was no output.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// The first character of a line for the program that follows the suite from outside.
 const MARK: char = '\u{1}';
-/// How often it is told that this machine's time passes: an emulator can stand still.
+/// How often it reports that this machine's time passes: an emulator can stand still.
 const BEAT: Duration = Duration::from_secs(5);
 /// The longest that a test may take of this machine's time: several times what the longest does
 /// take.
@@ -28,7 +28,8 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Looks on from now until this process ends; `beat`: says so from time to time.
+    /// Watches from now until this process ends; `beat`: reports from time to time that time
+    /// passes.
     pub(crate) fn start(beat: bool) -> Self {
         let running = Arc::new(Mutex::new(("the start".to_owned(), Instant::now())));
         let seen = Arc::clone(&running);

@@ -60,7 +60,7 @@ impl Ends {
     /// Two ends on a host of a kind, with the usual limits.
     #[must_use]
     pub fn new(a: End, b: End, kind: Kind) -> Self {
-        // Within a domain, and on the simulated host, an event is there when its sender goes on.
+        // Within a domain, and on the simulated host, an event is there when its sender continues.
         let settle = if kind == Kind::Simulated || a.id == b.id {
             Duration::ZERO
         } else {
@@ -204,7 +204,7 @@ pub struct Report {
     pub area: Area,
     /// How many held.
     pub held: usize,
-    /// The others: a line each, with what was seen and who says otherwise.
+    /// The others: a line each, with what was seen and the source that contradicts it.
     pub broken: Vec<String>,
 }
 

@@ -1,8 +1,9 @@
-//! vchan: what the other side finds in the store and in the control page, whoever it is.
+//! vchan: what the other side finds in the store and in the control page, whichever implementation
+//! it is.
 //!
 //! Here the server is the ends' `a` and the client their `b`. The client's domain also maps the
 //! control page itself and looks, or lies, as a peer of any make could. Peers of C are in other
-//! tests; these rules say what both hosts show them.
+//! tests; these rules state what both hosts show them.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use xen_gnttab::PageAccess;
@@ -330,7 +331,7 @@ fn odd_orders(ends: &Ends) -> Result<()> {
         page.region().copy_in(LEFT_ORDER, &[left, 0, right, 0])?;
         match ends.b.connect(ends.a.id, &place(ends), None) {
             Err(refusal) if refusal.kind.starts_with("Peer") => {}
-            // A page that nobody has written to yet.
+            // A page that was not written to yet.
             Err(refusal) if (left, right) == (0, 0) && refusal.kind.starts_with("NoServer") => {}
             other => bail!("a client of orders {left} and {right}: {other:?}"),
         }

@@ -21,7 +21,7 @@ use crate::call::{Answer, Call, Id, Refusal};
 mod store;
 mod vchan;
 
-/// Makes a connection to the store's daemon that nobody else uses.
+/// Makes a separate connection to the store's daemon.
 pub type Connect = Box<dyn Fn() -> io::Result<OwnedFd> + Send>;
 
 /// A process of a domain that does what rules ask.

@@ -276,7 +276,7 @@ fn many_threads_share_a_handle() {
     host.assert_clean();
 }
 
-/// A peer that sends rubbish, or never reads its replies, is cut off and harms nobody.
+/// A peer that sends rubbish, or never reads its replies, is cut off and harms no other.
 #[test]
 fn a_misbehaving_process_harms_nobody() {
     use nix::errno::Errno;
@@ -290,7 +290,7 @@ fn a_misbehaving_process_harms_nobody() {
         share(&good, id, 1, PageAccess::ReadWrite).unwrap();
         drop(fd);
     }
-    // Replies nobody reads: each request asks for a port.
+    // Replies that are never read: each request asks for a port.
     let fd = host.invite(id).unwrap();
     let mut request = [0; 24];
     request[0] = 2;

@@ -28,7 +28,7 @@ fn soon() -> Option<Instant> {
     Some(Instant::now() + Duration::from_secs(30))
 }
 
-/// This test binary as another process, which says its findings on stdout; killed when dropped.
+/// This test binary as another process, which prints its findings on stdout; killed when dropped.
 struct Peer {
     child: Child,
     lines: BufReader<ChildStdout>,
@@ -266,7 +266,7 @@ fn a_socket_left_by_a_killed_broker_is_replaced() {
     let channels = EventChannels::open(&xen).unwrap();
     let port = channels.bind_unbound(DomId::DOM0).unwrap();
     drop(broker);
-    // The host is gone: nothing hangs, and everything says so.
+    // The host has ended: nothing hangs, and every call reports it.
     let e = channels.bind_unbound(DomId::DOM0).unwrap_err();
     assert!(
         matches!(e.errno(), Some(libc::EPIPE | libc::ECONNRESET)),

@@ -131,7 +131,7 @@ impl Events {
         Ok(0)
     }
 
-    /// As a read of the device: it waits unless somebody made the descriptor non-blocking.
+    /// As a read of the device: it waits unless the descriptor was made non-blocking.
     pub(crate) fn pending(&self) -> Result<c_int, Failed> {
         count(1);
         let port = if self.is_nonblocking()? {
@@ -156,7 +156,7 @@ impl Events {
 #[derive(Debug)]
 pub struct Grants {
     xen: Xen,
-    /// By the address C knows.
+    /// By the address that C has.
     pages: Mutex<HashMap<usize, Pages>>,
 }
 

@@ -12,15 +12,15 @@
 //! | `XEN_SIM_NOTIFY_NS` | how much longer a notify is to take, in nanoseconds, to stand for a hypercall |
 //!
 //! It is part of the tests and has the functions that libxenvchan and similar programs call. Others
-//! (virtual interrupts, grant copy, dma-buf) are not exported, so a program that wants them finds
-//! the real library's, which fail for want of a device.
+//! (virtual interrupts, grant copy, dma-buf) are not exported, so a program that calls them uses
+//! the real library's, which fail because there is no device.
 //!
 //! # Safety
 //!
 //! This file is not safe code because C calls it. Each function relies on what the C headers
 //! (`xenevtchn.h`, `xengnttab.h`) demand of the caller, and on nothing else: a handle is one that
-//! the matching open returned and that was not closed; an array has as many elements as the
-//! count says.
+//! the matching open returned and that was not closed; an array has as many elements as the count
+//! states.
 
 #![allow(unsafe_code)]
 

@@ -1004,8 +1004,8 @@ fn check(what: &str, facts: &Facts, prologue: &str, include: Option<&Path>) -> u
     let dir = tempfile::tempdir().unwrap();
     let (file, program) = (dir.path().join("facts.c"), dir.path().join("facts"));
     std::fs::write(&file, source).unwrap();
-    // One of Linux's headers includes one of the kernel's own; the prologue has what it needs of
-    // it.
+    // One of Linux's headers includes one that only the kernel has; the prologue has what it needs
+    // of it.
     let interface = dir.path().join("xen/interface");
     std::fs::create_dir_all(&interface).unwrap();
     std::fs::write(interface.join("xen.h"), "").unwrap();

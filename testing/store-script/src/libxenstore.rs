@@ -41,7 +41,7 @@ impl Libxenstore {
         let output = BufReader::new(child.stdout.take().unwrap());
         let (sent, lines) = mpsc::channel();
         thread::spawn(move || {
-            // It ends with the program, or when nobody asks any more.
+            // It ends with the program, or with the last request.
             output
                 .lines()
                 .map_while(Result::ok)

@@ -10,7 +10,7 @@ pub const CONNECTIONS: usize = 4;
 pub const FIRST_GUEST: usize = 2;
 /// The guests' domains.
 pub const GUESTS: [u16; CONNECTIONS - FIRST_GUEST] = [1, 2];
-/// A domain that exists, and whose ring nobody uses. Scripts introduce and release it.
+/// A domain that exists, and whose ring is not in use. Scripts introduce and release it.
 pub const IDLE: u16 = 3;
 /// A domain that does not exist.
 const MISSING: u16 = 9;

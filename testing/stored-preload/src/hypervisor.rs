@@ -5,7 +5,7 @@
 //! | `kva` | the page of domain 0's ring, in place of `/proc/xen/xsd_kva` |
 //! | `port` | the number of domain 0's event channel, in place of `/proc/xen/xsd_port` |
 //! | `ring-N` | the page of domain N's ring: its grant 1, or any frame of it |
-//! | `domain-N` | domain N exists; it has shut down if the file says `shutdown`, is dying if `dying` |
+//! | `domain-N` | domain N exists; it has shut down if the file contains `shutdown`, is dying if `dying` |
 //! | `events` | a datagram socket: events for the daemon |
 //! | `events-N` | a datagram socket: events for domain N |
 //! | `socket` | the daemon's; the folder stands for `/var/run/xenstored` |

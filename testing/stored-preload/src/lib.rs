@@ -1,9 +1,9 @@
 //! The Xen that C xenstored and oxenstored need, faked for `LD_PRELOAD`.
 //!
 //! With this library preloaded the unmodified daemons run as ordinary processes on a machine
-//! without Xen: what they call of libxenctrl, libxengnttab and libxenevtchn is answered from files
-//! and sockets in one folder, which `XEN_STORED_PRELOAD` names (`hypervisor.rs` says what is in
-//! it). The paths that are compiled into them (`/proc/xen/xsd_kva`, `/proc/xen/xsd_port`, and
+//! without Xen: their calls of libxenctrl, libxengnttab and libxenevtchn are answered from files
+//! and sockets in one folder, which `XEN_STORED_PRELOAD` names (`hypervisor.rs` lists its
+//! contents). The paths that are compiled into them (`/proc/xen/xsd_kva`, `/proc/xen/xsd_port`, and
 //! oxenstored's socket) lead into that folder too.
 //!
 //! It is part of the tests, and has what the two daemons of Xen 4.17 call: live update is not.
@@ -13,7 +13,8 @@
 //! This file is not safe code because C calls it, and because it maps the pages that C asks for.
 //! Each function relies on what the C headers (`xenevtchn.h`, `xengnttab.h`, `xenctrl.h`) and POSIX
 //! demand of the caller, and on nothing else: a handle is one that the matching open returned and
-//! that was not closed; a string ends with a NUL; an array has as many elements as the count says.
+//! that was not closed; a string ends with a NUL; an array has as many elements as the count
+//! states.
 
 #![allow(unsafe_code)]
 

@@ -1,10 +1,10 @@
 //! A daemon (xenstored, oxenstored, the embedded one in a process) that is killed and started again
 //! at random moments, under 64 threads and under 1,000 tasks.
 //!
-//! Each worker writes one value after the other to its own node. It goes on to the next value only
-//! when its watch has reported the change and the node reads as written; a value that went with
-//! its daemon is written again. An observer watches the tree of all nodes. So a request or watch
-//! that hangs, a wrong byte and a change that no watch reports fail the test:
+//! Each worker writes one value after the other to its own node. It continues with the next value
+//! only when its watch has reported the change and the node reads as written; a value that was lost
+//! with its daemon is written again. An observer watches the tree of all nodes. So a request or
+//! watch that hangs, a wrong byte and a change that no watch reports fail the test:
 //!
 //! * no answer and no event may take [`STUCK`];
 //! * a node is missing or reads as a value that its worker wrote, byte for byte, and never as an
@@ -106,7 +106,7 @@ impl Drop for Process {
     }
 }
 
-/// Ends the program when a storm's killer panics: its workers would go on without a daemon until
+/// Ends the program when a storm's killer panics: its workers would continue without a daemon until
 /// each has waited for [`STUCK`].
 struct EndsOnPanic<'a>(&'a Storm);
 
@@ -155,7 +155,7 @@ fn storm(kind: Kind, name: &str, workers: usize, restarts: u64, work: fn(&Arc<St
     let begun = Instant::now();
     let first = storm.start_daemon();
     wait_ready(&storm.socket());
-    // A daemon ends with the thread that started it, and the last one is to go on until the workers
+    // A daemon ends with the thread that started it, and the last one must run until the workers
     // are done: the observer may see a worker's last value before the worker does.
     let (_daemon, early, late) = thread::scope(|scope| {
         let _ends = EndsOnPanic(&storm);

@@ -81,7 +81,7 @@ impl Viewer {
         writer.write_all(&message)?;
         let (sender, updates) = channel();
         thread::spawn(move || {
-            // That the viewer is dropped is one reason; without it, its owner waits in vain.
+            // A dropped viewer is one reason; without one, its owner would wait forever.
             if let Err(error) = take(&mut reader, &mut writer, size, &sender) {
                 eprintln!("a viewer's connection ends: {error}");
             }

@@ -46,7 +46,7 @@ impl Drive {
     pub(crate) fn run(&self) -> Result<()> {
         let channels = EventChannels::open(&Xen::open()?)?;
         let port = channels.bind_interdomain(self.remote, Port::new(self.port))?;
-        // Xen marks a port pending when it is connected: that one is nobody's answer.
+        // Xen marks a port pending when it is connected: that event is no answer.
         expect(&channels, &port).context("the event of the connection itself")?;
         for round in 0..self.rounds {
             port.notify()?;

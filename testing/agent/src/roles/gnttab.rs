@@ -57,7 +57,7 @@ pub(crate) struct MapRefused {
 
 impl Share {
     /// Prints `refs R,R` and `port P`, `written` once the mapper wrote what it should, `mapper
-    /// gone` with the time since then. Waits for the mapper's end for ever: until that or a signal.
+    /// gone` with the time since then. Waits for the mapper's end forever: until that or a signal.
     pub(crate) fn run(&self) -> Result<()> {
         let xen = Xen::open()?;
         let channels = EventChannels::open(&xen)?;

@@ -33,7 +33,7 @@ impl Hostile {
     }
 }
 
-/// Runs a program, and says as the last line how much memory it needed.
+/// Runs a program, and prints as the last line how much memory it needed.
 #[derive(Args, Debug)]
 pub(crate) struct Measured {
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]

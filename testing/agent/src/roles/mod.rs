@@ -70,9 +70,9 @@ pub(crate) enum Role {
     RulesServe(rules::Serve),
     /// A hostile stubdomain's QMP server.
     Hostile(hostile::Hostile),
-    /// Runs a program and says how much memory it needed.
+    /// Runs a program and prints how much memory it needed.
     Measured(hostile::Measured),
-    /// Kills a process when dom0 says so.
+    /// Kills a process when dom0 requests it.
     Killer(mortal::Killer),
     /// Ends this domain: its kernel panics.
     Panic,

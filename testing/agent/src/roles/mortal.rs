@@ -95,7 +95,7 @@ pub(crate) struct Killer {
 type Clients = Arc<Mutex<Vec<Arc<Mutex<UnixStream>>>>>;
 
 impl Killer {
-    /// Does what dom0 says until QEMU is gone, and this process with it.
+    /// Obeys dom0 until QEMU is gone, and this process with it.
     pub(crate) fn run(&self) -> Result<()> {
         let clients = Clients::default();
         // The init counts on it when QEMU's greeting comes.
@@ -162,7 +162,7 @@ impl Killer {
     }
 }
 
-/// Tries to gain capabilities, as whoever took over QEMU would: this process is its child.
+/// Tries to gain capabilities, as an attacker who took over QEMU would: this process is its child.
 fn break_out() -> Result<()> {
     let refused = |what: &str, result: nix::Result<()>| match result {
         Err(Errno::EPERM) => Ok(()),

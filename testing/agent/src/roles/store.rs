@@ -173,8 +173,8 @@ impl Basics {
         next(&second)?;
         next(&elsewhere)?;
 
-        // Events of one path that nobody has taken yet are one event: each path comes once, in the
-        // order of the first.
+        // Events of one path that were not taken yet are one event: each path is returned once, in
+        // the order of the first.
         store.write(&at("watched"), "1")?;
         store.write(&at("watched/child"), "2")?;
         store.rm(&at("watched/child"))?;

@@ -14,7 +14,7 @@ use crate::guest::{LOG, destroy_leftover, diagnosis};
 /// Changes libxl's record, in which the state begins at that byte.
 type Alteration = fn(&mut Vec<u8>, usize);
 
-/// Restores the image, which nobody has changed yet, with each alteration, and leaves it as it was.
+/// Restores the unaltered image with each alteration, and leaves it as it was.
 pub(super) fn states_are_refused(store: &Store) -> Result<()> {
     let image = Image::open()?;
     let alterations: [(&str, Alteration); 3] = [
@@ -88,7 +88,7 @@ impl Image {
         })
     }
 
-    /// Writes the image anew with what `alter` makes of the record's body.
+    /// Writes the image again with what `alter` makes of the record's body.
     fn write(&self, alter: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
         let size = word(&self.rest, 4)? as usize;
         let (own, after) = self.rest.split_at(8 + size.next_multiple_of(8));

@@ -1,4 +1,4 @@
-//! Requests that cannot be met: one clear line, a status that says failure, no panic.
+//! Requests that cannot be met: one clear line, an exit status of failure, no panic.
 
 use anyhow::{Context, Result, ensure};
 

@@ -58,7 +58,7 @@ fn entries(lines: &[String]) -> Vec<[u64; 3]> {
     lines.iter().filter_map(entry).collect()
 }
 
-/// A changed register is printed by xen-hvmctx, and the guest goes on with the old one.
+/// A changed register is printed by xen-hvmctx, and the guest continues with the old one.
 pub(super) fn set_vcpu_context(_: &TestHost) -> Result<()> {
     let (privcmd, hvm) = (privcmd()?, guest::domid(guest::NAME)?);
     paused(&privcmd, hvm, || {

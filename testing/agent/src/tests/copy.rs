@@ -184,7 +184,7 @@ pub(super) fn one_gntdev(_: &TestHost) -> Result<()> {
     Ok(())
 }
 
-/// Hands a set of ports over by its descriptor, as a daemon that executes itself anew does.
+/// Passes a set of ports on by its descriptor, as a daemon that re-executes itself does.
 pub(super) fn adopted_evtchn(_: &TestHost) -> Result<()> {
     const PORTS: usize = 40;
     let (xen, me) = (Xen::open()?, DomId::DOM0);

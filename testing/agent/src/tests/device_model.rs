@@ -73,7 +73,7 @@ pub(super) fn device_model(host: &TestHost) -> Result<()> {
         );
         ensure!(before > 1, "QEMU's and one more");
 
-        // Without the device, the port is nobody's.
+        // Without the device, nothing answers the port.
         guest.types(&host.store, "~")?;
         let nothing = guest.output_after("xen-guest: toy ")?;
         ensure!(nothing == "0xffffffff", "{nothing}");
@@ -129,7 +129,7 @@ fn requests(served: &[Request]) -> Result<()> {
     Ok(())
 }
 
-/// The device's files refuse another guest, and say why.
+/// The device's files refuse another guest, and report why.
 fn restricted(device: &Toy, other: DomId) -> Result<()> {
     let xen = Xen::open()?;
     let copy = || -> Result<Privcmd> {

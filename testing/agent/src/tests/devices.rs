@@ -224,7 +224,7 @@ fn ports_speak(store: &Store, guest: &Guest) -> Result<()> {
 }
 
 /// libxl gives what is attached to a running guest to the guest alone, for its own drivers; the
-/// stubdomain is not told.
+/// stubdomain is not notified.
 fn attached(store: &Store, guest: &mut Guest) -> Result<()> {
     let medium = Medium::make("attached", true)?;
     let network = Network::make(3)?;

@@ -64,7 +64,7 @@ fn rows(lines: &[String]) -> Vec<Vec<String>> {
     lines.iter().skip(1).map(words).collect()
 }
 
-/// Name, number, memory, processors; the time in seconds goes on.
+/// Name, number, memory, processors; the time in seconds increases.
 fn list() -> Result<()> {
     let (ours, xl) = (command(&[&path("xen-list")])?, command(&["xl", "list"])?);
     let (ours, xl) = (rows(&ours), rows(&xl));

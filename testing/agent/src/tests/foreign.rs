@@ -94,7 +94,7 @@ pub(super) fn foreign_memory(host: &TestHost) -> Result<()> {
     );
     ensure!(matches!(none, Err(Error::NoDomain { .. })), "{none:?}");
 
-    // A file restricted to the guest has its memory, and nobody else's.
+    // A file restricted to the guest reaches its memory, and no other domain's.
     let restricted = Privcmd::open(&Xen::open()?)?.restrict(hvm)?;
     let page = foreign::map(restricted.guest(), &[7], PageAccess::ReadOnly)?;
     ensure!(bytes(&page, 0xdfe)? == [0x55, 0xaa]);

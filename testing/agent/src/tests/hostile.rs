@@ -1,9 +1,9 @@
 //! libxl against the corpus of hostile stubdomains.
 //!
-//! One guest for all of it. Its stubdomain has the test agent as its init, and so does what dom0
-//! says: calls itself running, and then is one hostile QMP server after another, each for one `xl
-//! vcpu-set`, which asks QEMU two things and tells it a third, with libxl's time-out of ten seconds
-//! for each. The guest stays paused, for nobody emulates its devices.
+//! One guest for all of it. Its stubdomain has the test agent as its init, which obeys dom0. It
+//! calls itself running, and then is one hostile QMP server after another, each for one `xl
+//! vcpu-set`. That command sends QEMU two queries and one change, with libxl's time-out of ten
+//! seconds for each. The guest stays paused, for its devices are not emulated.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -30,7 +30,7 @@ const FLOOD: usize = 2 << 20;
 const MOST: u64 = 48 << 10;
 /// The most bytes of log on dom0's disk that the whole corpus may cost.
 const LOG_MOST: u64 = 1 << 20;
-/// A file that is none of libxl's.
+/// A file that is not libxl's.
 const ACCOMPLICES: &str = "/run/accomplice";
 /// More than libxl's time-outs for all that one command asks.
 const PATIENCE: Duration = Duration::from_secs(100);

@@ -224,7 +224,7 @@ fn console_ring(_: &TestHost) -> Result<()> {
     let ours = text(&privcmd.console_ring()?);
     let xl = command(&["xl", "dmesg"])?;
     let xl: Vec<&str> = xl.iter().map(|line| line.trim_end()).collect();
-    // Xen may have said something in between. A ring that was cleared has a few lines only.
+    // Xen may have printed something in between. A ring that was cleared has a few lines only.
     let lengths = (ours.len(), xl.len());
     ensure!(lengths.0 > 1 && lengths.1 >= lengths.0, "{lengths:?}");
     for (i, (ours, xl)) in ours.iter().zip(&xl).enumerate() {
@@ -418,7 +418,7 @@ fn ports_and_grants(host: &TestHost) -> Result<()> {
         bail!("the store's port is {status:?}");
     };
     ensure!(remote == DomId::DOM0, "{status:?}");
-    // The other end says the same of this one.
+    // The other end has the same binding to this one.
     let back = privcmd.port_status(DomId::DOM0, far)?;
     ensure!(
         matches!(back.state, PortState::Interdomain { remote, .. } if remote == domu),

@@ -1,4 +1,4 @@
-//! The host's processes of a guest are killed, and the guest and xl go on.
+//! The host's processes of a guest are killed, and the guest and xl continue.
 
 use std::fs;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! xenstored replaced by another process image while clients use it: their connections and watches
-//! go on, and no answer or event is lost.
+//! stay, and no answer or event is lost.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -31,7 +31,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
 
 fn live_update(host: &TestHost) -> Result<()> {
     let process = fs::read_to_string(PROCESS).context(PROCESS)?;
-    // Addresses, which each exec chooses anew.
+    // Addresses, which each exec chooses again.
     let addresses = format!("/proc/{}/auxv", process.trim());
     let before = fs::read(&addresses)?;
     let counts = PLACES.map(|_| AtomicU64::new(0));

@@ -203,7 +203,7 @@ fn events(host: &TestHost) -> Result<()> {
     })
 }
 
-/// A virtual CPU that is paused for an event goes on when the monitor is dropped.
+/// A virtual CPU that is paused for an event continues when the monitor is dropped.
 fn dropped(host: &TestHost) -> Result<()> {
     host.with_guest(|host, guest| {
         let (xen, privcmd) = (Xen::open()?, privcmd()?);
@@ -243,7 +243,7 @@ fn readable(monitor: &Monitor<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A call ends the monitor of a killed program and lets the guest go on.
+/// A call ends the monitor of a killed program and lets the guest continue.
 fn killed(host: &TestHost) -> Result<()> {
     host.with_guest(|host, guest| {
         let (xen, privcmd): (Xen, Privcmd) = (Xen::open()?, privcmd()?);

@@ -1,6 +1,5 @@
 //! A QEMU that does not start, floods, hangs or crashes leaves a reason in the log and in the
-//! store, `crash` as the way in which stubdomain and guest ended, and a toolstack that goes on as
-//! ever.
+//! store, `crash` as the way in which stubdomain and guest ended, and a toolstack that still works.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -141,7 +140,7 @@ fn state_of(name: &str, letter: char) -> Result<()> {
     }
 }
 
-/// The ramdisk with one program more, which runs QEMU and spoils it when dom0 says so.
+/// The ramdisk with an additional program, which runs QEMU and spoils it when dom0 requests it.
 pub(super) fn ramdisk_with_killer() -> Result<&'static str> {
     const IMAGE: &str = "/tmp/stub-killer.img";
     const SCRIPT: &str = "set -e; rm -rf /tmp/killer; mkdir -p /tmp/killer/packed/extra; \
@@ -181,7 +180,7 @@ pub(super) fn order(store: &Store, guest: &Guest, order: &str) -> Result<()> {
     Ok(store.write(&node(guest, ORDER), order)?)
 }
 
-/// Waits until a node of the stubdomain's says what is wanted.
+/// Waits until a node of the stubdomain has the expected value.
 fn expect_node(store: &Store, guest: &Guest, name: &str, wanted: &str) -> Result<()> {
     let path = node(guest, name);
     let found = |value: Option<&[u8]>| (value? == wanted.as_bytes()).then_some(());
@@ -197,7 +196,7 @@ fn is_kept_in(store: &Store, guest: &Guest) -> Result<()> {
 }
 
 /// More than the log takes, on QEMU's standard error and as events on all its monitors: the log
-/// stays small, the guest and libxl's QMP go on.
+/// stays small, the guest and libxl's QMP continue.
 fn floods(store: &Store, guest: &mut Guest) -> Result<()> {
     const LINES: &str = "20000";
     for flood in ["flood-log", "flood-monitors"] {
@@ -226,7 +225,7 @@ fn floods(store: &Store, guest: &mut Guest) -> Result<()> {
     expect_node(store, guest, "data/stubdm", "running")
 }
 
-/// Reported and left alone; the toolstack goes on; so does the guest, when QEMU does.
+/// Reported and left alone; the toolstack continues; so does the guest, when QEMU does.
 fn hangs(store: &Store, guest: &mut Guest) -> Result<()> {
     order(store, guest, "SIGSTOP")?;
     let trouble = "trouble: QEMU has not answered for 3 s";
@@ -249,7 +248,7 @@ fn hangs(store: &Store, guest: &mut Guest) -> Result<()> {
     is_alive(guest)
 }
 
-/// The reason is where a person looks for it, and the guest is told: it has crashed as well.
+/// The reason is where a person looks for it, and so is the guest's end: it has crashed as well.
 fn crashes(store: &Store, guest: &Guest) -> Result<()> {
     order(store, guest, "SIGSEGV")?;
     ends_with_reason(store, guest, "SIGSEGV")?;

@@ -103,7 +103,7 @@ const MEMORY: &str = "stubdomain_memory=192";
 
 /// A guest that begins without a device can get one later.
 const PASSTHROUGH: &str = "passthrough=\"enabled\"";
-/// xl makes the guest anew when it restarts.
+/// xl makes a new guest when it restarts.
 const RESTART: &str = "on_reboot=\"restart\"";
 
 /// Returns the names of the passed-through devices that QEMU has.

@@ -2,9 +2,9 @@
 //! other test has.
 //!
 //! One guest for all of it, and one that does not run for its second processor: when such a guest
-//! started, the emulated machine stood still now and then (two of four times), and the emulator
-//! translated the same code of the guest's BIOS for ever. A step is done when xl has ended as it
-//! should and the proxy's audit says that QEMU answered the command, or refused it itself: what the
+//! started, the emulated machine hung sometimes (two of four times), and the emulator translated
+//! the same code of the guest's BIOS forever. A step is done when xl has ended as it should and the
+//! proxy's audit reports that QEMU answered the command, or refused it itself: a command that the
 //! policy had denied would not have reached QEMU.
 
 use std::fs;
@@ -95,8 +95,7 @@ fn nothing_was_denied() -> Result<()> {
     Ok(())
 }
 
-/// As libxl would say it, by a person's client: for what libxl itself refuses to ask for on this
-/// host.
+/// Sent as by libxl, by a test client: for requests that libxl itself refuses on this host.
 pub(super) fn asked(guest: &Guest, name: &str, arguments: &str) -> Result<(Exit, String)> {
     let (exit, lines) = outcome(&["stubdm-run", "qmp", &guest.id.to_string(), name, arguments])?;
     Ok((exit, lines.join("\n")))
@@ -138,8 +137,9 @@ fn vcpu_set(guest: &Guest) -> Result<()> {
     command(&["xl", "vcpu-set", NAME, "1"]).map(drop)
 }
 
-/// A controller of each version comes and goes. This host has no USB device to attach: libxl says
-/// so by itself, and what it would say to QEMU passes and fails there for the same reason.
+/// A controller of each version is attached and detached. This host has no USB device to attach:
+/// libxl reports that by itself, and its request to QEMU would pass the policy and fail there for
+/// the same reason.
 fn usb(guest: &Guest) -> Result<()> {
     for (number, (version, ports)) in [("1", "2"), ("2", "6"), ("3", "4")].iter().enumerate() {
         let (version, ports) = (format!("version={version}"), format!("ports={ports}"));
@@ -186,7 +186,7 @@ fn pci(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// QEMU is asked, and says that the guest does not sleep.
+/// QEMU receives the command, and reports that the guest does not sleep.
 fn s3resume() -> Result<()> {
     let (_, lines) = outcome(&["xl", "trigger", NAME, "s3resume"])?;
     let said = lines.join("\n");
@@ -194,7 +194,7 @@ fn s3resume() -> Result<()> {
     audited("failed", "system_wakeup", 1)
 }
 
-/// The power button is the hypervisor's, not QEMU's, and this guest knows nothing of it.
+/// The power button is the hypervisor's, not QEMU's, and this guest does not have it.
 fn pause_and_shutdown(guest: &mut Guest) -> Result<()> {
     command(&["xl", "pause", NAME])?;
     command(&["xl", "unpause", NAME])?;

@@ -75,7 +75,7 @@ fn client_killed(_: &TestHost, guest: &mut Guest) -> Result<()> {
     guest.output_after("xen-guest: alive second=").map(drop)
 }
 
-/// The proxy serves one after the other; nobody is turned away and nobody gets another's answer.
+/// The proxy serves one after the other; each client is served and receives its own answers only.
 fn at_the_same_time(_: &TestHost, guest: &mut Guest) -> Result<()> {
     let socket = guest.socket();
     thread::scope(|scope| {

@@ -90,7 +90,7 @@ fn populated(privcmd: &Privcmd, hvm: DomId, first: u64, pages: u64) -> Result<()
     // SAFETY: the guest has nothing there.
     let done = unsafe { privcmd.populate_physmap(hvm, 0, &mut frames) }?;
     ensure!(done == 3 && privcmd.current_pages(hvm)? == pages + 3);
-    // SAFETY: nobody uses these frames.
+    // SAFETY: nothing uses these frames.
     unsafe { privcmd.add_to_physmap(hvm, MapSpace::Frame, first, first + 8) }?;
     let pairs = [(first + 1, first + 9), (first + 1000, first + 10)];
     // SAFETY: as above.

@@ -1,7 +1,7 @@
 //! Saving and restoring the guest with its stubdomain, by unmodified xl.
 //!
 //! The guest counts its seconds and reads a mark back from its disk each second: a state that is
-//! stale or cut would show in its lines, or would not let it go on at all.
+//! stale or cut would show in its lines, or would stop it.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -35,7 +35,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     test("stubdom/saves_that_fail", saves_that_fail);
 }
 
-/// The second the guest says it lives, its disk being what it wrote.
+/// The second that the guest prints, its disk being what it wrote.
 pub(super) fn second(guest: &mut Guest) -> Result<u32> {
     // Whatever the guest is.
     let line = guest.output_after("-guest: alive second=")?;
@@ -50,7 +50,7 @@ pub(super) fn goes_on(guest: &mut Guest, from: u32) -> Result<u32> {
     guest.catch_up()?;
     let now = second(guest)?;
     // A guest whose state is older than its memory would not get this far; one that was started
-    // anew would say 1.
+    // again would print 1.
     ensure!(now > from, "second {now} comes after second {from}");
     Ok(now)
 }
@@ -183,14 +183,14 @@ impl Drop for Small {
     }
 }
 
-/// Saves that fail in three ways. After each the guest goes on; at last it is saved and restored.
+/// Saves that fail in three ways. After each the guest continues; at last it is saved and restored.
 fn saves_that_fail(host: &TestHost) -> Result<()> {
     let folder = Small::mount("/var/lib/xen")?;
     let mut guest = Guest::create(&host.store)?;
     let mut before = second(&mut guest)?;
 
-    // The state does not fit where libxl takes it from, and QEMU knows nothing of that. No state is
-    // there yet whose room this one could have.
+    // The state does not fit where libxl takes it from, and QEMU has no information about that.
+    // There is no state yet whose room this one could take.
     folder.fill()?;
     before = fails(&mut guest, before, IMAGE)?;
     fs::remove_file(folder.filler())?;
@@ -224,7 +224,7 @@ fn saves_that_fail(host: &TestHost) -> Result<()> {
     guest.destroy()
 }
 
-/// The save fails and the guest goes on.
+/// The save fails and the guest continues.
 fn fails(guest: &mut Guest, before: u32, image: &str) -> Result<u32> {
     let (exit, lines) = outcome(&["xl", "save", NAME, image])?;
     let said = lines.join("\n");

@@ -179,7 +179,7 @@ fn pauses(guest: &mut Guest) -> Result<()> {
     is_alive(guest).context("after unpausing")
 }
 
-/// How QEMU is confined is what the stubdomain's kernel said of the running process.
+/// How QEMU is confined is read from what the stubdomain's kernel reported of the running process.
 fn log_has_the_start() -> Result<()> {
     let log = fs::read_to_string(LOG).with_context(|| format!("reading {LOG}"))?;
     let confined = "QEMU: user 1000 1000 1000 1000, capabilities 0000000000000000 of 0000000000000000, no new privileges 1, seccomp 2";
@@ -272,7 +272,7 @@ fn argv_of_mini_os(host: &TestHost) -> Result<()> {
     spoiled
 }
 
-/// Starts the guest and spoils its stubdomain's arguments; gives what the stubdomain says of it in
+/// Starts the guest and spoils its stubdomain's arguments; returns the stubdomain's report of it in
 /// the store, once that is in the log as well.
 fn spoil(store: &Store, how: Spoiled) -> Result<(Job, String)> {
     let changes = store.watch("/")?;

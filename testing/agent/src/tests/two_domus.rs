@@ -1,11 +1,11 @@
-//! vchan between two domains of which neither is domain 0: the store tells them less than it tells
-//! dom0.
+//! vchan between two domains of which neither is domain 0: the store grants them less than it
+//! grants dom0.
 //!
-//! | ending | what tells the other domain |
+//! | ending | reported to the other domain by |
 //! |---|---|
 //! | a process is killed | its kernel: live byte and event |
 //! | the server's domain is destroyed, or panics | the store: the server's node vanishes with its domain |
-//! | the client's domain is destroyed | nobody; the server asks the hypervisor every five seconds |
+//! | the client's domain is destroyed | nothing; the server asks the hypervisor every five seconds |
 //!
 //! The server is in the first domU, the client in the second.
 

@@ -280,7 +280,7 @@ fn time_to_notice(
 ) -> Result<Duration> {
     let program: &[&str] = &["self", "role", "vchan"];
     let endless = u64::MAX.to_string();
-    // Idle: both sides wait for bytes that nobody sends.
+    // Idle: both sides wait for bytes that are never sent.
     let sends = if busy { endless.as_str() } else { "0" };
     let words: &[&str] = &[
         "--send",

@@ -1,7 +1,7 @@
 //! The end of a domU, or of a process in it, at a random moment of a transfer: what dom0 sees of
 //! it.
 //!
-//! | ending | how | what tells dom0's end |
+//! | ending | how | reported to dom0's end by |
 //! |---|---|---|
 //! | killed | SIGKILL of the process | the domU's kernel: live byte and event |
 //! | destroyed | `xl destroy` | the store: `@releaseDomain` |

@@ -1,5 +1,5 @@
-//! Hostile stubdomains: QMP servers that each do one thing no QEMU does, for whoever has to bear
-//! it.
+//! Hostile stubdomains: QMP servers that each do one thing no QEMU does, for tests of their
+//! clients.
 //!
 //! ```text
 //!   libxl, or a client like it ── proxy ══ vchan ══ [`play`]: a behaviour in QEMU's place

@@ -1,4 +1,4 @@
-//! A server made by hand, whose shared page says what no server's says.
+//! A server made by hand, whose shared page has values that no server's has.
 
 use std::time::{Duration, Instant};
 
@@ -107,7 +107,7 @@ impl Page<'_> {
                 self.put(GRANTS, &[0xff; 64]);
             }
             Fault::Bell => {
-                // As often as a peer can that wants it before each sleep of the other side.
+                // As often as a peer can that acts before each sleep of the other side.
                 let until = Instant::now() + BEAT;
                 while Instant::now() < until {
                     let _ = self.port.notify();

@@ -1,4 +1,4 @@
-//! Plays a behaviour over a vchan until told to stop.
+//! Plays a behaviour over a vchan until it is stopped.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -14,8 +14,8 @@ use super::{Act, Behaviour, Script};
 /// How often it is looked whether to stop.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Offers a vchan to `client` at `path` and behaves as stated to whoever comes, one client after
-/// another, until `stop` says so. `flood` is how many bytes much is.
+/// Offers a vchan to `client` at `path` and behaves as stated to each client, one after another,
+/// until `stop` is set. `flood` is how many bytes a flood is.
 ///
 /// # Errors
 /// The host's; none of a client's doing.
@@ -58,7 +58,7 @@ pub fn play(
 enum End {
     /// The client is gone, or it is time to stop.
     Over,
-    /// The vchan is to be closed and offered anew.
+    /// Close the vchan and offer it again.
     Left,
 }
 

@@ -22,7 +22,7 @@ pub enum Act {
     Send(Vec<u8>),
     /// Waits.
     Pause(Duration),
-    /// Closes the vchan and offers it anew.
+    /// Closes the vchan and offers it again.
     Leave,
 }
 

@@ -1,7 +1,7 @@
 //! Rules as scripts: requests that connections send, and what comes back.
 //!
 //! ```text
-//! source: who says so, for the rules that follow
+//! source: the document that states it, for the rules that follow
 //! rule: a name for what holds
 //! 1 > WRITE /r/a|value        connection 1 sends this; `|` is a NUL
 //! 1 < WRITE OK|               and gets this next
@@ -36,7 +36,8 @@ use crate::end::End;
 use crate::handles::Wire;
 
 const FOLDER: &str = "/xen-store-rules";
-/// Milliseconds. Nothing takes this long; a rule that waits for ever says less than one that fails.
+/// Milliseconds. Nothing takes this long; a rule that waits forever reports less than one that
+/// fails.
 const PATIENCE: u16 = 60_000;
 
 /// One rule of a script.
@@ -187,7 +188,7 @@ fn here(sign: &str, kind: Kind) -> Option<&str> {
     }
 }
 
-/// The minor number of this host's Xen 4, as Linux tells it; 0 where it does not.
+/// The minor number of this host's Xen 4, as Linux reports it; 0 where it does not.
 fn minor() -> u32 {
     let version = std::fs::read_to_string("/sys/hypervisor/version/minor");
     version

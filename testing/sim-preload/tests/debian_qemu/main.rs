@@ -277,7 +277,7 @@ fn what_is_printed_of_published_arguments_is_what_debians_qemu_does() {
             seen += 1;
             wrong.extend(outcome.err().map(|why| format!("{line}: {why}")));
         }
-        // Arguments that do start show that the test can tell the difference.
+        // Arguments that do start show that the test can detect the difference.
         assert_eq!(qemu.starts(&["-m".into(), "64".into()]), Ok(()));
     }
     assert!(

@@ -56,7 +56,7 @@ impl TestHost {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let sim = Simulation::start().unwrap();
-        // The names that the example vcat knows.
+        // The names that the example vcat accepts.
         sim.listen(dir.path().join("xen")).unwrap();
         let stored = xen_store_server::sim::start(&sim, Config::new()).unwrap();
         stored.listen(dir.path().join("store")).unwrap();
@@ -148,7 +148,7 @@ impl TestHost {
     }
 }
 
-/// Folders may stay, as they do with libxenvchan; nothing that says that anybody serves there.
+/// Folders may stay, as they do with libxenvchan; no node that marks a running server.
 fn assert_empty(store: &Store, path: &str) {
     for child in store.directory(path).unwrap_or_default() {
         let path = format!("{path}/{child}");

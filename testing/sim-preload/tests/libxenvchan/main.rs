@@ -1,6 +1,6 @@
 //! Debian's own libxenvchan, unmodified, against our vchan: natively, on a simulated host.
 //!
-//! The C peer is a process of domain 0 (unless a test says otherwise) and uses the C libxenstore;
+//! The C peer is a process of domain 0 (unless a test sets another) and uses the C libxenstore;
 //! ours is a guest, in this process, or the example `vcat`. Needs what the testbed unpacks and
 //! builds under `target/xen` (`cargo xtask fetch` and any boot; `XEN_C_ROOT` names another place),
 //! and the examples: `cargo build --workspace --all-features --examples`.
@@ -89,7 +89,7 @@ fn a_killed_c_server_is_noticed() {
         .unwrap();
     assert_eq!(c.line(), "connected");
     assert_eq!(ours.write_deadline(&[0; 8], soon()).unwrap(), 8);
-    // It finds a wrong byte and exits; or is killed before. Either way it says no farewell.
+    // It finds a wrong byte and exits; or is killed before. Either way it sends no farewell.
     c.kill();
     assert_closed(&mut ours);
     drop((ours, xen));

@@ -21,7 +21,7 @@ fn check_transfer(mut vcat: Peer, mut c: Peer, bytes: u64, send_key: u64, recv_k
     assert_eq!(c.line(), "connected");
     let stdin = vcat.child.stdin.take().unwrap();
     thread::scope(|scope| {
-        // The end of stdin is not the end of a vcat's session: the other direction goes on.
+        // The end of stdin is not the end of a vcat's session: the other direction continues.
         scope.spawn(move || send(stdin, send_key, bytes).unwrap());
         let got = receive(&mut vcat.out, recv_key, 0..u64::MAX);
         assert_eq!(got.unwrap(), bytes);

@@ -129,7 +129,7 @@ impl Daemon {
         }
     }
 
-    /// The hypervisor says that a domain has ended.
+    /// The hypervisor reports that a domain has ended.
     pub(crate) fn end_domain(&self, number: u16) {
         if let Running::Server(Some(server)) = &self.running {
             return server.release(DomId::new(number));

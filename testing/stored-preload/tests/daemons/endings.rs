@@ -17,7 +17,7 @@ const REQUESTS: usize = 100;
 /// More than the client lets expire.
 const DROPPED: usize = 1025;
 
-/// Each of a hundred threads reads until it is told that the daemon is gone.
+/// Each of a hundred threads reads until its read fails because the daemon has ended.
 fn the_end_reaches_every_thread(kind: Kind) {
     rounds(format_args!("{kind:?}, the end, threads"), || {
         let mut daemon = Daemon::start(kind);

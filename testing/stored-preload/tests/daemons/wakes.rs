@@ -1,4 +1,4 @@
-//! A thread that polls a watch's descriptor beside threads that sleep: nobody takes another's
+//! A thread that polls a watch's descriptor beside threads that sleep: none takes another's
 //! wake-up.
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::with_each_daemon;
 
 const CALLS: usize = 200;
 
-/// An event loop that also reads, as [`xen_store::Store`] says, until the watched node has the
+/// An event loop that also reads, as [`xen_store::Store`] documents, until the watched node has the
 /// value `end`.
 fn poll_events(store: &Store, path: &str) -> Result<()> {
     let watch = store.watch(path)?;
@@ -33,7 +33,7 @@ fn poll_only(store: &Store, path: &str, ended: &AtomicBool) -> Result<()> {
     let watch = store.watch(path)?;
     loop {
         while watch.try_next()?.is_some() {}
-        // It is set before the last event is made: whoever took that one sees it here.
+        // It is set before the last event is made: the thread that took that event sees it here.
         if ended.load(Ordering::SeqCst) {
             return Ok(());
         }

@@ -91,7 +91,7 @@ fn several(host: &TestHost) -> Result<()> {
     devices.into_iter().try_for_each(is_assignable_again)
 }
 
-/// libxl saves the guest without the device. The guest goes on where it was; the device is free.
+/// libxl saves the guest without the device. The guest continues where it was; the device is free.
 fn saved(host: &TestHost) -> Result<()> {
     let guest = create(&host.store, &[PASSTHROUGH])?;
     let result = saves(&host.store, guest).with_context(diagnosis);
@@ -141,8 +141,8 @@ fn attached_anew(store: &Store, guest: &mut Guest) -> Result<()> {
 /// The guest keeps clear of the memory that the host's firmware has reserved for devices.
 const RDM: &str = "rdm=\"strategy=host,policy=relaxed\"";
 
-/// The guest resets the machine, and xl makes it anew. The first guest's device is one that QEMU
-/// writes no unknown registers of, and that has a reservation's policy of its own.
+/// The guest resets the machine, and xl makes a new one. The first guest's device is one to which
+/// QEMU writes no unknown registers, and which has a reservation's policy of its own.
 fn restarted(host: &TestHost) -> Result<()> {
     let options = "permissive=0,rdm_policy=strict,power_mgmt=1,msitranslate=0";
     let mut guest = create_of(options, &host.store, &[RESTART, PASSTHROUGH, RDM])?;

@@ -114,7 +114,7 @@ impl ViewedGuest {
         Ok(result)
     }
 
-    /// The viewer was disconnected, connects anew at the same port, and all works.
+    /// The viewer was disconnected, connects again at the same port, and everything works.
     fn connects_anew(&mut self, port: u16) -> Result<()> {
         self.viewer.closed()?;
         let now = succeeds_soon(|| super::port(&self.guest))?;
@@ -138,7 +138,7 @@ impl ViewedGuest {
         Ok(())
     }
 
-    /// `consoled` is killed, and another one goes on with the guest's screen.
+    /// `consoled` is killed, and another one continues with the guest's screen.
     fn consoled_is_killed(self, host: &TestHost) -> Result<Self> {
         let port = port(&self.guest)?;
         let began = Instant::now();
@@ -262,7 +262,7 @@ fn waits(pid: i32) -> Result<u64> {
     consoled::field(&format!("/proc/{pid}/status"), "voluntary_ctxt_switches:")
 }
 
-/// A screen on which nothing changes, with a viewer, wakes nobody up in dom0.
+/// A screen on which nothing changes, with a viewer, wakes no process in dom0.
 fn idle(host: &TestHost) -> Result<()> {
     let store = &host.store;
     let guest = Guest::create_with(store, &LINES)?;
