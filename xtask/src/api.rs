@@ -1,7 +1,8 @@
 //! The public API of each library, one item a line, kept in `docs/api/CRATE.txt`.
 //!
-//! The nightly rustdoc says in JSON which items can be reached and by which path; the source says how each
-//! is declared. A change of a public API is thus a change in the tree, which the gate shows.
+//! The nightly rustdoc's JSON lists which items can be reached and by which path; the source shows
+//! how each is declared. A change of a public API is thus a change in the tree, which the gate
+//! shows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -51,7 +51,7 @@ pub(crate) struct Request<'a> {
     pub(crate) whole: &'a [&'a str],
     /// Packages with only the libraries they depend on.
     pub(crate) bare: &'a [&'a str],
-    /// A meta-package whose first dependency is wanted, alone.
+    /// A meta-package of which only the first dependency is used.
     pub(crate) kernel: Option<&'a str>,
 }
 
@@ -260,7 +260,7 @@ fn package_of(stanza: &str) -> Result<Package> {
     })
 }
 
-/// Runs a command to its end and gives its standard output; a failure shows what it said.
+/// Runs a command to its end and returns its standard output; a failure shows what it printed.
 fn output(command: &mut Command) -> Result<String> {
     let out = command
         .output()

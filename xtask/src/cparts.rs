@@ -1,7 +1,7 @@
 //! The C programs that tests run against: every `testing/c/NAME.c`, built with the unpacked
 //! libxen-dev, by this machine's compiler or, for 64-bit Arm, by Debian's unpacked one.
 //!
-//! A source says what it links with in its first line: `// link: -lxenvchan -lxenstore`. After a
+//! A source states in its first line what it links with: `// link: -lxenvchan -lxenstore`. After a
 //! change of a header all are built again.
 
 use std::fs;
@@ -125,7 +125,7 @@ fn cross(source: &Path, links: &[&str], tools: &Path, root: &Path, program: &Pat
     let mut assembler = tool(&format!("usr/bin/{triple}-as"))?;
     run(assembler.arg("-o").args([&object, &assembly]))?;
     let mut linker = tool(&format!("usr/bin/{triple}-ld"))?;
-    // The driver's flags as the linker knows them.
+    // The driver's flags in the linker's form.
     let links = links.iter().map(|flag| match *flag {
         "-rdynamic" => "--export-dynamic",
         flag => flag,

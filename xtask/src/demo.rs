@@ -81,8 +81,8 @@ const PARTS: &[Part] = &[
 /// The announcement of a part.
 const MARK: &str = "@@part ";
 
-/// Boots, runs the parts, and says which were seen. Builds only what is shipped: the parts need no
-/// test agent.
+/// Boots, runs the parts, and reports which were seen. Builds only what is shipped: the parts need
+/// no test agent.
 pub(crate) fn run(workspace: &Workspace, options: &Options, timeout: Duration) -> Result<ExitCode> {
     let started = Instant::now();
     if !options.no_build {

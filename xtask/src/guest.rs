@@ -188,7 +188,7 @@ mod tests {
 
         assert_eq!(image.len(), IMAGE_SECTORS * SECTOR);
         assert_eq!(image[510..512], [0x55, 0xaa]);
-        // The code goes on after the boot sector and ends before the pattern begins.
+        // The code continues after the boot sector and ends before the pattern begins.
         assert!(image[SECTOR..2 * SECTOR].iter().any(|&byte| byte != 0));
         let code_end = (1 + STAGE_SECTORS) * SECTOR;
         assert!(

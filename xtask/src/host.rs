@@ -33,7 +33,8 @@ pub(crate) struct Options {
     pub(crate) mirror: Option<String>,
     /// Take the static binaries as they are, or do without them.
     pub(crate) no_build: bool,
-    /// A shell script as the stubdomain's init, to tell our init's faults from the testbed's.
+    /// A shell script as the stubdomain's init, to distinguish our init's faults from the
+    /// testbed's.
     pub(crate) shell_init: bool,
     /// A machine with an IOMMU and devices to pass through.
     pub(crate) pci: bool,
@@ -48,7 +49,7 @@ pub(crate) struct Job {
     pub(crate) shell: bool,
     /// How long the command may take.
     pub(crate) timeout: Duration,
-    /// How long it may print nothing, if it is one that says that time passes.
+    /// How long it may print nothing, if it is one that reports that time passes.
     pub(crate) silence: Option<Silence>,
     /// The processor time that the machine had used when the last bytes came, in milliseconds.
     pub(crate) used: Arc<AtomicU64>,
@@ -70,7 +71,7 @@ impl Job {
     }
 }
 
-/// Nothing, or much too little, came from a machine for so long.
+/// A machine printed nothing, or much too little, for this long.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StoodStill {
     what: &'static str,

@@ -1,9 +1,9 @@
-//! The gate's stage "Miri": the in-memory parts of all crates under the interpreter that knows the
+//! The gate's stage "Miri": the in-memory parts of all crates under the interpreter that checks the
 //! language's rules, so that a data race, an access outside of an allocation or a wrong reference
-//! is a failure and not a chance.
+//! is a certain failure.
 //!
-//! It runs what makes no system call beyond clocks and files: rings on heap memory, protocol cores,
-//! parsers. Random tests run a few cases only, which `PROPTEST_CASES` and `cfg(miri)` say.
+//! It runs code that makes no system call beyond clocks and files: rings on heap memory, protocol
+//! cores, parsers. Random tests run a few cases only, set by `PROPTEST_CASES` and `cfg(miri)`.
 
 use anyhow::{Context as _, Result, ensure};
 

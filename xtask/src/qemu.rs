@@ -31,8 +31,8 @@ pub(crate) const GUARD: &str = "__guarded";
 /// The lines of the console shown when something went wrong.
 const TAIL: usize = 30;
 
-/// The major version that everything was tried with (docs/testing.md says what is wrong with later
-/// ones).
+/// The major version that everything was tried with (docs/testing.md documents what is wrong with
+/// later ones).
 const VERSION: u32 = 7;
 
 /// The emulator's program and how to run it.
@@ -180,7 +180,7 @@ const XEN_ARGUMENTS: &str = "console=com1 com1=115200,8n1 dom0_mem=1536M dom0_ma
      guest_loglvl=warning bootscrub=0 noreboot=0 spec-ctrl=no xpti=no pv-l1tf=no";
 
 /// The same on 64-bit Arm, where the console is the one that the device tree names, and where domUs
-/// may not talk to each other unless Xen is told otherwise.
+/// may not communicate with each other unless Xen is configured for it.
 const XEN_ARGUMENTS_ARM64: &str = "console=dtuart dom0_mem=1536M dom0_max_vcpus=1 loglvl=warning \
      guest_loglvl=warning bootscrub=0 noreboot=0 xsm=dummy";
 
@@ -444,7 +444,7 @@ impl Machine {
         Duration::from_millis(ticks * 10)
     }
 
-    /// The job's last bytes, when it will not say more.
+    /// The job's last bytes, when it will print no more.
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         self.framing.rest()
     }
@@ -505,7 +505,7 @@ fn module_list(modules: &[&str]) -> String {
     doubled.join(",")
 }
 
-/// A path as a value of QEMU's options.
+/// A path in the form of a value of QEMU's options.
 fn doubled(path: &Path) -> Result<String> {
     let path = path.to_str().context("the workspace's path is not UTF-8")?;
     Ok(path.replace(',', ",,"))

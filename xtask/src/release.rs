@@ -1,6 +1,6 @@
 //! The Xen releases the testbed can boot: one row of data each.
 //!
-//! A row says which Debian suite carries the release and under which names its parts are packaged
+//! A row states which Debian suite carries the release and under which names its parts are packaged
 //! there. Adding a release means adding a row.
 
 use anyhow::{Result, bail};
@@ -62,7 +62,7 @@ pub(crate) struct Release {
     /// Packages taken with everything they depend on.
     pub(crate) whole: &'static [&'static str],
     /// Packages taken with only the libraries they depend on: their scripts and daemons are not
-    /// wanted.
+    /// used.
     pub(crate) bare: &'static [&'static str],
     /// The meta-package whose first dependency is the kernel.
     pub(crate) kernel: &'static str,

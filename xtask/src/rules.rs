@@ -1,4 +1,5 @@
-//! How many rules of the fidelity suite held where, as the tests said it: `fidelity: AREA PLACE N`.
+//! How many rules of the fidelity suite held where, as the tests printed it: `fidelity: AREA PLACE
+//! N`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

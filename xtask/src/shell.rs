@@ -21,7 +21,7 @@ use crate::qemu::{Machine, send};
 /// Ctrl-], which telnet and `xl console` use as well.
 const LEAVE: u8 = 0x1d;
 
-/// A shell is given all the time it wants.
+/// A shell has no time limit.
 const NO_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The terminal's columns and lines, as the shell is to believe them.

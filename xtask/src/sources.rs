@@ -1,4 +1,4 @@
-//! The machine's own Debian sources, turned towards another suite.
+//! The machine's own Debian sources, converted to another suite.
 //!
 //! The testbed has no mirror of its own: it reads the entries that this machine's administrator
 //! configured, keeps the Debian archive's and its security archive's, and puts the wanted suite's

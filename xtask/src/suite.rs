@@ -2,10 +2,10 @@
 //! stands still.
 //!
 //! A guest in which an emulated processor fault repeats itself takes an emulator all its time; the
-//! machine's own hardly passes then, so nothing in it can give up. The suite says every few seconds
-//! that time passes. When nothing comes for long, or the emulator works very long at one test, the
-//! machine is ended, and a new one begins with the test that was running. A test in which three
-//! machines stood still has failed.
+//! machine's own hardly passes then, so nothing in it can give up. The suite reports every few
+//! seconds that time passes. When nothing arrives for long, or the emulator works very long at one
+//! test, the machine is ended, and a new one begins with the test that was running. A test that
+//! hangs three machines has failed.
 //!
 //! A guest with such a fault can also fail a test without an end of the machine. So up to [`AGAIN`]
 //! failed tests are run once more, behind the others; the summary names each with the reason of its
@@ -23,20 +23,20 @@ use crate::rules::Rules;
 use crate::tests_cmd::{self, Count, Outcome};
 use crate::workspace::Workspace;
 
-/// The longest that the suite may say nothing; it says something every five seconds of the
-/// machine's clock, which a busy host may make a minute, and for which the emulator works for half a
-/// minute at most while Linux boots in a guest.
+/// The longest that the suite may print nothing. It prints something every five seconds of the
+/// machine's clock, which a busy host may make a minute, and for which the emulator works for half
+/// a minute at most while Linux boots in a guest.
 const SILENCE: Silence = Silence {
     clock: Duration::from_secs(240),
     work: Duration::from_secs(120),
 };
-/// The same across a reboot of Debian's dom0, when nothing runs that could say something.
+/// The same across a reboot of Debian's dom0, when nothing runs that could print something.
 const REBOOT: Silence = Silence {
     clock: Duration::from_secs(900),
     work: Duration::from_secs(300),
 };
 /// The longest that the emulator may work at one test, in processor time: the longest takes three
-/// to four minutes. Not on this machine's clock, which goes on while others have the processor.
+/// to four minutes. Not on this machine's clock, which advances while others have the processor.
 const TEST: Duration = Duration::from_secs(420);
 /// Machines that are tried.
 const MACHINES: usize = 6;
@@ -188,7 +188,7 @@ impl Place<'_> {
     }
 }
 
-/// Runs a suite and shows what it says, each line after `prefix`.
+/// Runs a suite and shows its output, each line after `prefix`.
 pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome {
     let name = place.name();
     println!("\n== {name}");
@@ -207,7 +207,7 @@ pub(crate) fn run(place: &Place<'_>, timeout: Duration, prefix: &str) -> Outcome
         }
         Place::Debian(host, mirror) => match Debian::prepare(host, *mirror) {
             Ok(debian) => {
-                // Its tests build on each other: another machine begins anew.
+                // Its tests build on each other: another machine begins from the start.
                 let limits = (deadline, REBOOT);
                 let command = |_: Option<&String>, _: &[&str]| String::new();
                 let run: &Machine<'_> = &|job, sink| debian.run(job, sink);

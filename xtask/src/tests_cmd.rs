@@ -1,7 +1,7 @@
 //! `cargo xtask test`: the workspace's tests and the suites on real Xen, then one count of all.
 //!
 //! An emulated machine takes one processor: with two or more, two parts run side by side, each line
-//! after its part's name. A part that did not say how many tests it ran has failed, whatever its
+//! after its part's name. A part that did not report how many tests it ran has failed, whatever its
 //! exit status was.
 
 use std::collections::VecDeque;
@@ -480,8 +480,8 @@ const RERUN: &str = "error: test failed, to rerun pass `";
 /// The most lines of a failed test's reason in the summary.
 const REASON: usize = 4;
 
-/// The targets that cargo reports as failed beyond those whose summary says so: a test program with
-/// a `main` of its own that panicked, or one that a signal ended.
+/// The targets that cargo reports as failed beyond those whose summary reports it: a test program
+/// with its own `main` that panicked, or one that a signal ended.
 fn failed_without_result(text: &str) -> u64 {
     let lines = |part: &str| text.lines().filter(|line| line.contains(part)).count() as u64;
     let failed = text

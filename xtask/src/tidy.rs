@@ -1,4 +1,4 @@
-//! House rules that no lint knows: the unsafe inventory in `docs/security.md` names exactly the
+//! House rules that no lint checks: the unsafe inventory in `docs/security.md` names exactly the
 //! files that allow unsafe code, and every C function that has an equivalent in the tables of
 //! `docs/CRATE.md` is a `doc(alias)` there. Each test that `docs/security.md` and the tables of
 //! features in `docs/xen-sys.md` and `docs/xen-store.md` name exists. No file uses a syntax newer
@@ -116,7 +116,7 @@ fn headless(text: &str) -> Vec<String> {
     found
 }
 
-/// No file needs a Rust that is newer than `rust-version` says.
+/// No file needs a Rust that is newer than `rust-version`.
 fn check_syntax(root: &Path) -> Result<()> {
     let mut newer = Vec::new();
     each_source(root, &mut |path, text| {

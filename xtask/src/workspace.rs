@@ -38,7 +38,7 @@ impl Workspace {
         &self.root
     }
 
-    /// The testbed's own folder, `target/xen`, whatever `CARGO_TARGET_DIR` says.
+    /// The testbed's own folder, `target/xen`, even if `CARGO_TARGET_DIR` is set.
     pub(crate) fn state(&self) -> PathBuf {
         self.root.join("target/xen")
     }

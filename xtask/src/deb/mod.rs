@@ -6,10 +6,10 @@
 //!   assets/deb, docs ──┘
 //! ```
 //!
-//! The package brings no file of libxl's: its scripts call `stubdm-run install` and `uninstall`,
+//! The package contains no file of libxl's: its scripts call `stubdm-run install` and `uninstall`,
 //! which divert what is there. The supervisor's unit, or init script, is enabled and started.
-//! `stubdm-doctor`'s is not: whether a boot should be called degraded for what `doctor` finds is
-//! the administrator's to say.
+//! `stubdm-doctor`'s is not: the administrator decides whether a boot should be called degraded for
+//! what `doctor` finds.
 
 mod pack;
 pub(crate) mod tools;
@@ -177,7 +177,7 @@ fn add_documents(
     Ok(())
 }
 
-/// The MIT licence as Debian's copyright file wants it: indented, a dot on empty lines.
+/// The MIT licence in the form of Debian's copyright file: indented, a dot on empty lines.
 fn licence(workspace: &Workspace) -> Result<String> {
     let text = std::fs::read_to_string(workspace.root().join("LICENSE-MIT"))?;
     let lines = text.trim().lines().map(|line| match line.trim() {
@@ -208,7 +208,7 @@ fn packed(bytes: &[u8]) -> Result<Content> {
     pack::gzip(bytes).map(Content::Bytes)
 }
 
-/// Returns the sums of a package's files as dpkg wants them, and its size in KiB.
+/// Returns the sums of a package's files in dpkg's form, and its size in KiB.
 fn sums(data: &Archive) -> Result<(String, usize)> {
     let mut sums = String::new();
     let mut size = 0;

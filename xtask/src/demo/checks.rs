@@ -104,7 +104,7 @@ pub(super) fn save(text: &str, _: &Options) -> Result<String> {
     Ok("xl save: guest and stubdomain are in a file and gone".to_owned())
 }
 
-/// It goes on after where it was.
+/// It continues after where it was.
 pub(super) fn restore(text: &str, _: &Options) -> Result<String> {
     if !text.lines().any(|l| l == "xl restore: status 0") {
         bail!("xl restore failed");
@@ -113,7 +113,7 @@ pub(super) fn restore(text: &str, _: &Options) -> Result<String> {
         bail!("the restored guest says nothing");
     };
     let second = alive.split_whitespace().next().unwrap_or_default();
-    // It was seen at second 2 before it was saved; one started anew would begin with 1.
+    // It was seen at second 2 before it was saved; one started again would begin with 1.
     if second.parse::<u32>().map_or(true, |second| second <= 2) || !alive.contains("disk=ok") {
         bail!("the restored guest says: alive second={alive}");
     }
@@ -122,7 +122,7 @@ pub(super) fn restore(text: &str, _: &Options) -> Result<String> {
     ))
 }
 
-/// The guest says who has answered, and dom0's kernel whom it has heard.
+/// The guest prints which hosts answered, and dom0's kernel from which it received something.
 pub(super) fn network(text: &str, _: &Options) -> Result<String> {
     if !text.lines().any(|l| l == "xl create: status 0") {
         bail!("xl create of the second guest failed");

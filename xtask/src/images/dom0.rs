@@ -121,7 +121,7 @@ const SCRIPTS: &[(&str, &str)] = &[
         "etc/xen/scripts/block-testbed",
         include_str!("../../assets/block-testbed"),
     ),
-    // dpkg wants one to be there.
+    // dpkg requires one to exist.
     ("usr/sbin/ldconfig", "#!/bin/sh\n"),
     (
         "etc/xen/scripts/vif-testbed",

@@ -224,7 +224,8 @@ fn segments(kernel: &[u8], first: usize) -> Result<(Vec<Load>, usize)> {
             offset % SECTOR == 0,
             "a segment begins at {offset}, within a sector"
         );
-        // The last one ends with what the kernel wants zeroed, which the file spells out.
+        // The last one ends with what the kernel requires to be zeroed, which the file contains in
+        // full.
         let full = bytes.iter().rposition(|&b| b != 0).map_or(0, |at| at + 1);
         let sectors = full.div_ceil(SECTOR);
         let memory = usize::try_from(segment.p_memsz(endian))?;
@@ -337,7 +338,7 @@ mod tests {
         assert_eq!(root.0 + root.1, data.0);
         assert_eq!(data.0 + data.1, third.0);
         assert_eq!(third.0 * SECTOR, image.len());
-        // The kernel's load, then the initramfs's where the boot parameters say it is.
+        // The kernel's load, then the initramfs's where the boot parameters place it.
         assert_eq!(word(LOADS - START), third.0 + 1);
         assert_eq!(word(LOADS - START + 16), INITRD);
         assert_eq!(word(LOADS - START + 20), word(PARAMETERS - START + 0x218));

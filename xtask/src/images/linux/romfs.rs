@@ -56,7 +56,7 @@ fn fill(bytes: &mut Vec<u8>, folder: &Folder) -> Result<u32> {
         let at = bytes.len();
         let place = number(at)?;
         match last {
-            // Chained behind the one before, whose header has to add up anew.
+            // Chained behind the one before, whose header checksum must be computed again.
             Some((before, length, kind)) => {
                 set(bytes, before, &[place | kind]);
                 add_up(bytes, before, length);
