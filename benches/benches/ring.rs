@@ -15,8 +15,8 @@ use ringbuf::traits::{Consumer as _, Producer as _, Split};
 
 const RING: usize = 64 << 10;
 
-/// One write and one read of the same message, all in one thread: what an operation costs when
-/// nobody waits.
+/// One write and one read of the same message, all in one thread: the cost of an operation without
+/// a waiter.
 fn pair(c: &mut Criterion) {
     let mut group = c.benchmark_group("pair");
     for size in [16, 64, 1024, 4096] {

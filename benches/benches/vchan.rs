@@ -94,7 +94,7 @@ fn ping_pong<C: Read + Write + Send>(mut a: C, mut b: C, rounds: usize) -> f64 {
 }
 
 fn main() {
-    // `cargo test --benches` only wants to see that it runs.
+    // `cargo test --benches` only checks that it runs.
     let quick = !std::env::args().any(|arg| arg == "--bench");
     let host = Host::new().unwrap();
     pin(0);

@@ -1,6 +1,5 @@
 //! The same work through rings that need no channel, for comparison: in one thread, and as a stream
-//! between two. They never sleep and have nobody to notify, so the stream is what the machine can
-//! do.
+//! between two. They never sleep and notify no peer, so the stream shows what the machine can do.
 
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -162,12 +161,12 @@ fn between(
     })
 }
 
-/// A message to another processor and back, through one cache line: the middle one of many, in
-/// nanoseconds. On a virtual machine it says how far from each other the host has placed the two.
+/// A message to another processor and back, through one cache line: the median of many, in
+/// nanoseconds. On a virtual machine it shows how far from each other the host has placed the two.
 ///
 /// # Errors
 ///
-/// If no thread can be had.
+/// If no thread can be made.
 pub fn line_round_trip() -> Result<f64> {
     const ROUNDS: u32 = 10_000;
     let line = &Line(AtomicU32::new(0));
@@ -179,7 +178,7 @@ pub fn line_round_trip() -> Result<f64> {
                 line.0.store(2 * round + 2, Ordering::Release);
             }
         });
-        // A thread of its own, so that the caller may go on where it was.
+        // A separate thread, so that the caller stays on its processor.
         let asks = scope.spawn(move || {
             pin(0);
             let times = (0..ROUNDS).map(|round| {

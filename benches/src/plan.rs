@@ -231,7 +231,7 @@ impl Group {
             .collect())
     }
 
-    /// How many bytes take `length`, by a run that lasts long enough to tell.
+    /// Measures how many bytes take `length`, with a run that is long enough for a result.
     fn total(&self, length: Duration, mut run: impl FnMut(u64) -> Result<Both>) -> Result<u64> {
         let size = self.task.size as u64;
         let mut total = match self.task.work {
@@ -250,7 +250,7 @@ impl Group {
         }
     }
 
-    /// The end whose clock counts: who knows that everything has arrived.
+    /// The end whose clock counts: the one that receives the last byte.
     fn clock(&self, both: &Both) -> Sample {
         match self.task.work {
             Work::Pingpong => both.0,

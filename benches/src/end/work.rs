@@ -9,8 +9,8 @@ use xen_vchan::Channel;
 use super::pipe::Pipe;
 use super::{Arguments, BUFFER, PERIOD, Sample, check, pattern};
 
-/// The byte from the reader that says that it is ready, the work, and the byte that says that all
-/// is there.
+/// The reader's byte that reports it ready, the work, and the byte that reports that everything has
+/// arrived.
 pub(super) fn timed(
     args: &Arguments<'_>,
     mut pipe: impl Pipe,

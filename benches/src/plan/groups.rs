@@ -3,7 +3,7 @@
 use super::{Group, Maker, Task, Variant, Work};
 
 pub(super) const KIB: usize = 1 << 10;
-/// Rounds of each group: fewer tell little apart.
+/// Rounds of each group: with fewer, differences are rarely significant.
 pub(super) const ROUNDS: usize = 25;
 /// The same for a glance, and in an emulator, where all takes long: fewer show no spread.
 const FEW_ROUNDS: usize = 5;

@@ -1,4 +1,4 @@
-//! Each cell beside libxenvchan's, as far as the rounds tell the two apart.
+//! Each cell beside libxenvchan's, as far as the rounds show a difference.
 
 use std::fmt::Write as _;
 

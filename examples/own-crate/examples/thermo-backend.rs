@@ -138,7 +138,7 @@ impl<'a> Backend<'a> {
         })
     }
 
-    /// Ends the connection: another one needs a frontend that begins anew.
+    /// Ends the connection: another one needs a frontend that begins again.
     fn refuse(&mut self, error: &dyn Error) {
         eprintln!("domain {}: {error}", self.guest);
         self.connection = None;
