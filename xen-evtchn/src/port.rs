@@ -7,7 +7,7 @@ use crate::EventChannels;
 /// A local port of an [`EventChannels`] set, closed on drop.
 ///
 /// Keeps the set alive. After the drop the peer's end is unbound, as it was before the connection.
-/// What the peer sends then has no effect; the port number may be allocated again.
+/// Events that the peer sends then are lost; the port number may be allocated again.
 #[doc(alias = "xenevtchn_unbind")]
 #[doc(alias = "IOCTL_EVTCHN_UNBIND")]
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use crate::ioctl::privcmd::{
 };
 use crate::{DomId, Error, Result};
 
-/// What [`Privcmd::add_to_physmap`] puts at a guest frame: `XENMAPSPACE_*`.
+/// The kind of object that [`Privcmd::add_to_physmap`] puts at a guest frame: `XENMAPSPACE_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MapSpace {
