@@ -120,7 +120,7 @@ impl Apt {
         Ok(())
     }
 
-    /// Names every package that a request comes to.
+    /// Names every package that a request resolves to.
     pub(crate) fn resolve(&self, request: &Request<'_>) -> Result<Vec<Package>> {
         let mut roots: BTreeSet<String> = request.whole.iter().map(|&s| s.to_owned()).collect();
         let mut bare: BTreeSet<String> = request.bare.iter().map(|&s| s.to_owned()).collect();

@@ -1,7 +1,7 @@
 //! `cargo xtask bench dom0`: what a guest costs dom0, by many guests on simulated hosts.
 //!
-//! The measurement is a benchmark of the package stubdm, built as what is shipped but for the
-//! simulated host in it.
+//! The measurement is a benchmark of the package stubdm, built as the shipped program is, except
+//! for the simulated host in it.
 
 use std::path::Path;
 use std::process::ExitCode;

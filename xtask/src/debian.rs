@@ -237,7 +237,7 @@ impl Builder {
             .arg("-I")
             .arg(tree.join("usr/lib/x86_64-linux-gnu/perl-base"))
             .arg(tree.join("usr/bin/mmdebstrap"));
-        // It starts mmtarfilter, a script for python3; whatever else is there comes last.
+        // It starts mmtarfilter, a script for python3; the tree's other programs are searched last.
         let own = std::env::var_os("PATH").unwrap_or_default();
         let all = std::env::split_paths(&own).chain([tree.join("usr/bin")]);
         let all = std::env::join_paths(all).context("the workspace's path has a colon")?;

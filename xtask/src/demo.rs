@@ -1,8 +1,8 @@
 //! `cargo xtask demo`: unmodified Xen and xl start a guest whose QEMU runs in our stubdomain, and
 //! each thing that proves it is shown, checked and counted.
 //!
-//! One job runs in dom0 (`assets/demo.sh`). It announces its parts; what a part prints is shown as
-//! it comes and then looked at here. A part that did not show what it should fails the demo.
+//! One job runs in dom0 (`assets/demo.sh`). It announces its parts; the output of a part is shown
+//! as it arrives and then checked here. A part that did not show what it should fails the demo.
 
 mod checks;
 

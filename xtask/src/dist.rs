@@ -203,7 +203,7 @@ fn like_shipped_on(command: &mut Command, workspace: &Workspace, arch: Arch) {
 /// release may be led to a hypervisor that is none.
 fn check_shipped(file: &Path) -> Result<()> {
     let program = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-    // Parts of these libraries' source names, which stand in a program for its panics.
+    // Parts of these libraries' source names, which a program contains for its panics.
     for part in ["xen-sys/src/sim", "xen-store/server/src"] {
         ensure!(
             !program.windows(part.len()).any(|at| at == part.as_bytes()),

@@ -28,8 +28,8 @@ pub(crate) const GATE: u32 = 20;
 const INPUT_LIMIT: u32 = 20;
 /// Memory that is a finding when exceeded, in MiB: a growth without bound.
 const MEMORY_LIMIT: u32 = 2048;
-/// Pieces that the compiler makes of a crate at once. cargo-fuzz's own number is 1, with which the
-/// builds take longer than the runs of the gate.
+/// Codegen units of a crate. cargo-fuzz's own number is 1, with which the builds take longer than
+/// the runs of the gate.
 const CODEGEN_UNITS: &str = "--codegen-units=16";
 /// Runs at the same time, if there are as many processors.
 const AT_ONCE: usize = 2;

@@ -15,7 +15,7 @@ struct Part {
     package: &'static str,
     /// Its test targets, and the tests in them.
     arguments: &'static [&'static str],
-    /// Schedules to be tried; 1 but for tests with threads.
+    /// Schedules to be tried; 1 except for tests with threads.
     seeds: u32,
 }
 

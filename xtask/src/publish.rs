@@ -68,7 +68,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     command
         .args(["test", "--locked", "--manifest-path"])
         .arg(&manifest)
-        // The registry's crates are built there already, or are of use there later.
+        // The registry's crates are built there already, or are used there later.
         .env("CARGO_TARGET_DIR", &target)
         .current_dir(&user);
     succeed(command).with_context(|| {
@@ -155,7 +155,7 @@ fn unpack(from: &Path, into: &Path) -> Result<Vec<Package>> {
     Ok(all)
 }
 
-/// Copies the files of a folder and of those in it, but for what was built there.
+/// Copies the files of a folder and of those in it, except for build results.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from).with_context(|| format!("{}", from.display()))? {

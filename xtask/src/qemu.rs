@@ -102,8 +102,8 @@ fn major(said: &str) -> Option<u32> {
 /// much time on this machine: however busy it is, nothing inside times out for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Clock {
-    /// Nothing else: when all processors sleep, the clock is set on to the next timer at once, so
-    /// that sleeping is free.
+    /// Nothing else: when all processors sleep, the clock is set forward to the next timer
+    /// immediately, so that sleeping is free.
     Instructions,
     /// When all processors sleep, it waits: for a machine that a person sits at.
     Patient,

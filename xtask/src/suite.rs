@@ -1,5 +1,5 @@
 //! The suite on real Xen, followed from outside: in a machine, and in another if the emulator
-//! stands still.
+//! hangs.
 //!
 //! A guest in which an emulated processor fault repeats itself takes an emulator all its time; the
 //! machine's own hardly passes then, so nothing in it can give up. The suite reports every few
@@ -40,7 +40,7 @@ const REBOOT: Silence = Silence {
 const TEST: Duration = Duration::from_secs(420);
 /// Machines that are tried.
 const MACHINES: usize = 6;
-/// Machines that may stand still in one test.
+/// Machines that may hang in one test.
 const IN_ONE_TEST: usize = 2;
 /// Failed tests that are run once more. If more fail, it is not the emulator.
 const AGAIN: usize = 2;
@@ -61,7 +61,8 @@ struct Output {
 }
 
 impl Output {
-    /// Takes bytes that came at the processor time `now`; gives those for the reader, whole lines.
+    /// Takes bytes that arrived at the processor time `now`; returns those for the reader, whole
+    /// lines.
     fn take(&mut self, bytes: &[u8], now: Duration) -> Vec<u8> {
         if self.running.is_some() {
             self.silence = self.silence.max(now.saturating_sub(self.now));
@@ -120,7 +121,7 @@ impl Output {
         )
     }
 
-    /// Tests that came to their end, by their lines: each by its last attempt.
+    /// Counts the tests that ended, by their lines: each by its last attempt.
     fn ended(&self) -> Count {
         let mut count = Count::default();
         let mut ended = BTreeMap::new();

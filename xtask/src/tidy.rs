@@ -128,8 +128,8 @@ fn check_syntax(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The C functions with an equivalent each stand in a `doc(alias)` of a library's, and no alias is
-/// of a C name that is not there.
+/// Each C function with an equivalent is in a `doc(alias)` of a library, and no alias is of a C
+/// name that does not exist.
 fn check_c_functions(root: &Path) -> Result<()> {
     let mut with = String::new();
     let mut known = BTreeSet::new();

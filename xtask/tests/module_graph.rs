@@ -20,9 +20,9 @@ type Names = Vec<String>;
 /// The contents of one module.
 #[derive(Debug, Default)]
 struct Module {
-    /// Names that `use` brings in, with what they stand for.
+    /// Names that `use` imports, with the paths they stand for.
     imports: BTreeMap<String, Names>,
-    /// Every path it names, from the crate's root, and the file it stands in.
+    /// Every path it names, from the crate's root, and the file that contains it.
     paths: BTreeSet<(Names, PathBuf)>,
 }
 
@@ -43,7 +43,7 @@ impl Modules {
         all
     }
 
-    /// Reads a module's file; `folder` is where its children stand.
+    /// Reads a module's file; `folder` is where its children are.
     fn file(&mut self, file: &Path, path: &[String], folder: &Path) {
         let text = fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         let tokens: TokenStream = text.parse().unwrap();
@@ -156,7 +156,7 @@ impl Modules {
         module
     }
 
-    /// The edges between siblings, by their parent: from, to, and a place where the path stands.
+    /// The edges between siblings, by their parent: from, to, and a file that contains the path.
     fn edges(&self) -> BTreeMap<Names, BTreeMap<(String, String), String>> {
         let mut edges: BTreeMap<Names, BTreeMap<_, _>> = BTreeMap::new();
         for (from, module) in &self.all {
@@ -200,7 +200,7 @@ fn item_length(tokens: &[TokenTree]) -> usize {
     end.map_or(tokens.len(), |end| end + 1)
 }
 
-/// Whether `::` stands here.
+/// Returns whether the tokens begin with `::`.
 fn is_separator(tokens: &[TokenTree]) -> bool {
     is_mark(tokens.first(), ':') && is_mark(tokens.get(1), ':')
 }
@@ -234,7 +234,7 @@ fn used(tokens: &[TokenTree], mut before: Names) -> Vec<(String, Names)> {
                     .flat_map(|part| used(part, before.clone()))
                     .collect();
             }
-            // A glob: what it brings in is not known.
+            // A glob: the names it imports are unknown.
             _ => return vec![("*".to_owned(), before)],
         }
         if is_separator(rest) {

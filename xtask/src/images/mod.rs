@@ -58,8 +58,8 @@ pub(crate) fn packed_kernel(tree: &Tree) -> Result<PathBuf> {
 }
 
 /// Makes a release's kernel a plain ELF file (on Arm, a plain image) in `out`, which Xen and libxl
-/// load as well: unpacking it here takes a second, in an emulated machine many, and there it would
-/// be done for every guest anew.
+/// load as well. Unpacking it here takes a second; in an emulated machine it would take many, for
+/// every guest.
 pub(crate) fn plain_kernel(tree: &Tree, arch: Arch, out: &Path) -> Result<PathBuf> {
     let plain = out.join("vmlinux");
     let mark = out.join("vmlinux.stamp");

@@ -45,8 +45,8 @@ const PASSED: &[(&str, &[&str])] = &[
     ("xhci", &["xhci-pci", "usb-storage"]),
 ];
 
-/// `-- boot` are the init's own arguments. The device model's disk and card are to stay: without a
-/// word the kernel would have them unplugged in favour of Xen's own.
+/// `-- boot` are the init's own arguments. The device model's disk and card must stay: without an
+/// option the kernel would have them unplugged in favour of Xen's own.
 const COMMAND_LINE: &str = "console=ttyS0 quiet rdinit=/init xen_emul_unplug=never mitigations=off \
      cryptomgr.notests random.trust_cpu=on 8250.nr_uarts=1 panic=-1 -- boot";
 
