@@ -184,7 +184,7 @@ impl Guest {
         self.has_left()
     }
 
-    /// The guest is gone from here by itself.
+    /// Waits for the end of the console of a guest that has left this host by itself.
     pub(crate) fn has_left(mut self) -> Result<()> {
         self.console
             .exit(soon())

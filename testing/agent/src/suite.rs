@@ -91,7 +91,7 @@ impl Test {
 pub(crate) struct Again {
     /// The most tests. If more fail, none is.
     pub(crate) most: usize,
-    /// The tests that failed in another machine, before it stood still.
+    /// The tests that failed in another machine, before it hung.
     pub(crate) failed: Vec<String>,
 }
 

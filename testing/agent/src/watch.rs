@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// The first character of a line for the program that follows the suite from outside.
 const MARK: char = '\u{1}';
-/// How often it reports that this machine's time passes: an emulator can stand still.
+/// How often it reports that this machine's time passes: an emulator can hang.
 const BEAT: Duration = Duration::from_secs(5);
 /// The longest that a test may take of this machine's time: several times what the longest does
 /// take.

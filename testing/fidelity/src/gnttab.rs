@@ -228,7 +228,7 @@ fn counts(ends: &Ends) -> Result<()> {
 fn limit(ends: &Ends) -> Result<()> {
     let all = ends.a.share(ends.b.id, ends.shared_pages + 1, ReadWrite);
     refused(all, libc::ENOSPC, "sharing more than the limit")?;
-    // It is a limit, not a fault: less still goes.
+    // It is a limit, not a fault: less still succeeds.
     shared(ends, 1)?;
     Ok(())
 }

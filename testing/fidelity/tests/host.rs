@@ -25,7 +25,7 @@ fn a_domains_end_is_an_interrupt_of_domain_0s() {
     let domu = EventChannels::open(&host.xen(ids[1]).unwrap()).unwrap();
     let here = dom0.bind_virq(Virq::DOM_EXC).unwrap();
     let argo = dom0.bind_virq(Virq::ARGO).unwrap();
-    // As before Xen 4.21: it is let, and nothing comes.
+    // As before Xen 4.21: the bind succeeds, and no event arrives.
     let there = domu.bind_virq(Virq::DOM_EXC).unwrap();
     assert_eq!(dom0.pending().unwrap(), None);
     host.destroy_domain(ids[0]).unwrap();

@@ -297,7 +297,7 @@ struct Writer {
 
 /// Makes a script of about `length` lines.
 ///
-/// Left out is whatever makes a daemon stand still, end, or depend on anything but the script:
+/// Left out is everything that makes a daemon hang, end, or depend on anything but the script:
 ///
 /// * xenstored sets no errno for SET_PERMS on an `@name` that is unknown or not the caller's, and
 ///   for INTRODUCE of a domain that does not exist. They fail with the last errno of the process. If

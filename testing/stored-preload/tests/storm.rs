@@ -359,7 +359,7 @@ impl Storm {
     }
 
     /// Checks what a worker read of its node after it wrote this value. Returns `false` if the
-    /// value went with its daemon and is to be written again.
+    /// value was lost with its daemon and must be written again.
     fn is_there(&self, worker: usize, number: u64, read: Option<Vec<u8>>) -> bool {
         match read {
             Some(read) => assert_eq!(self.check(worker, &read), number, "an older value"),

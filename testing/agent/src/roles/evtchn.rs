@@ -92,7 +92,7 @@ impl Loopback {
         expect(&others, &there).context("kept while masked")?;
         silence(&others).context("several events are one")?;
 
-        // A port that is gone can be bound to no longer, and one's own end learns of nothing.
+        // A closed port cannot be bound to any more, and its peer receives no event.
         let number = here.port();
         drop(here);
         silence(&channels)?;

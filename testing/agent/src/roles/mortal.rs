@@ -40,8 +40,8 @@ pub(crate) const BREAK_OUT: &str = "break-out";
 /// Where it is repeated.
 pub(crate) const DONE: &str = "data/qemu/done";
 
-/// Becomes QEMU, with the arguments this process was given but for the monitors' sockets, which
-/// lead to the companion.
+/// Becomes QEMU, with the arguments of this process except for the monitors' sockets, which lead to
+/// the companion.
 pub(crate) fn run() -> Result<()> {
     let pid = std::process::id().to_string();
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -105,7 +105,7 @@ impl Killer {
         let own = self.own.clone();
         let known = Arc::clone(&clients);
         thread::spawn(move || {
-            // QEMU comes once, and only then is the init to see anybody.
+            // QEMU connects once, and only then may the init see a client.
             if let Ok((qemu, _)) = listener.accept() {
                 let _ = UnixStream::connect(own).map(|init| pass(init, qemu, &known));
             }

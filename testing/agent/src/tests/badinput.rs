@@ -93,8 +93,8 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     ));
 }
 
-/// By upstream's name the program takes the options of every libxl: one that is not known is
-/// reported in a line of its own and passed over, and what follows is judged without it.
+/// By upstream's name the program takes the options of every libxl: an unknown one is reported in a
+/// separate line and skipped, and the rest is judged without it.
 fn unknown_flag_to_proxy() -> Result<()> {
     let argv = ["vchan-socket-proxy", "--nonsense", "4242", "a", "b"];
     let (exit, lines) = outcome(&argv)?;

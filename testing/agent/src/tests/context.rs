@@ -130,7 +130,7 @@ pub(super) fn hvm_context(_: &TestHost) -> Result<()> {
         let theirs = (vcpu.user_regs.rip, vcpu.user_regs.rsp, vcpu.ctrlreg[3]);
         ensure!(theirs == (cpu.rip, cpu.rsp, cpu.cr3), "{theirs:x?}");
 
-        // A changed register is seen by Xen's own program, and goes back.
+        // Xen's own program sees a changed register, which is then restored.
         let mut changed = context.clone();
         let dr3 = 0x1234_5678_9abc_u64;
         let base = whole.context("no CPU")?.body.as_ptr().addr() - context.as_ptr().addr();

@@ -140,7 +140,7 @@ pub(super) fn dmabuf(_: &TestHost) -> Result<()> {
             ensure!(!exported.wait_released(soon())?, "released while open");
             drop(fd);
             ensure!(exported.wait_released(Some(crate::host::soon()))?);
-            // A second wait is one for what is gone.
+            // A second wait is for one that was released.
             ensure!(exported.wait_released(soon())?);
         }
         // A PV domain cannot.

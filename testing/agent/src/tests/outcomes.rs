@@ -70,8 +70,8 @@ pub(super) fn command_line(more: &str) -> Result<String> {
     ))
 }
 
-/// An option that QEMU does not know; a privcmd that is restricted from the start, which this QEMU
-/// does not survive.
+/// An unknown option of QEMU; a privcmd that is restricted from the start, which this QEMU does not
+/// survive.
 fn does_not_start(host: &TestHost) -> Result<()> {
     // Not for the QEMU in dom0 as well.
     let option = "device_model_args_hvm=[\"-no-such-option\"]".to_owned();

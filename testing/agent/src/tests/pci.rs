@@ -41,7 +41,7 @@ pub(super) fn add(tests: &mut Vec<Test>) {
     test("pci/attached_without_root", attached);
     test("pci/dma_outside_the_guest_is_refused", dma);
     test("pci/linux_drives_card_nvme_and_usb", |host| {
-        // With Linux 6.12 as the guest the emulated machine stands still.
+        // With Linux 6.12 as the guest the emulated machine hangs.
         let disk = Disk::make_with_default_kernel()?;
         let result = driven(host, &disk);
         disk.remove().and(result)
@@ -195,8 +195,9 @@ fn dma(host: &TestHost) -> Result<()> {
 /// The file that the card's network serves; the disk begins with the same bytes.
 const DATA: &str = "/job/pci-data";
 
-/// Linux as the guest has the devices by its own drivers, by DMA and MSI-X; two of them come while
-/// it runs, and one goes. The guest that xl makes when it has Linux restart can have them again.
+/// Linux as the guest has the devices by its own drivers, by DMA and MSI-X; two of them are
+/// attached while it runs, and one is detached. The guest that xl makes when it has Linux restart
+/// can have them again.
 fn driven(host: &TestHost, disk: &Disk) -> Result<()> {
     given()?;
     let devices = format!("pci=[\"{CARD},permissive=1\"]");

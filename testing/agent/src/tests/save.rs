@@ -55,7 +55,7 @@ pub(super) fn goes_on(guest: &mut Guest, from: u32) -> Result<u32> {
     Ok(now)
 }
 
-/// The guest was saved by `xl save`, and goes; brings it back.
+/// Restores a guest that was saved by `xl save`, after its domain has ended.
 pub(super) fn restore(guest: Guest) -> Result<Guest> {
     guest.has_left()?;
     command(&["xl", "restore", IMAGE])?;
@@ -178,7 +178,7 @@ impl Small {
 
 impl Drop for Small {
     fn drop(&mut self) {
-        // A file still open in it goes with the process that is ending.
+        // A file still open in it is closed with the process that is ending.
         let _ = umount2(self.0, MntFlags::MNT_DETACH);
     }
 }

@@ -112,7 +112,7 @@ fn ended(host: &TestHost, ending: Ending) -> Result<()> {
     if client_ends {
         pair.unpublished(host)?;
     }
-    // A killed server's kernel does not know its nodes.
+    // A killed server's kernel has no record of its nodes.
     if client_ends || ending == Ending::ServerKilled {
         tidy(host, SERVER)?;
     }

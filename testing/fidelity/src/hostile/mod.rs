@@ -78,7 +78,7 @@ pub enum Behaviour {
     RingConsumer,
     /// Changes the sizes of the rings under way.
     RingOrders,
-    /// Comes and goes in the page without a pause.
+    /// Connects and leaves in the page without a pause.
     RingLives,
 }
 

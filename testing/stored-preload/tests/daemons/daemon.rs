@@ -161,7 +161,7 @@ impl Daemon {
         }
     }
 
-    /// It stands still until dropped: it accepts, and answers nothing.
+    /// Stops it until the value is dropped: it accepts, and answers nothing.
     pub(crate) fn stop(&self) {
         if let Running::Process(child) = &self.running {
             kill(pid(child), Signal::SIGSTOP).unwrap();

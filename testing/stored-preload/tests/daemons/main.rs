@@ -34,7 +34,8 @@ macro_rules! with_each_daemon {
         mod embedded { $(#[test] fn $name() { super::$name(crate::daemon::Kind::Embedded); })* }
     };
 }
-/// As [`with_each_daemon`], for what asks a daemon to stand still, which a thread of ours does not.
+/// As [`with_each_daemon`], for tests that stop a daemon, which is not possible with a thread of
+/// ours.
 macro_rules! with_each_process {
     ($($name:ident),* $(,)?) => {
         mod xenstored_stopped { $(#[test] fn $name() { super::$name(crate::daemon::Kind::C); })* }
