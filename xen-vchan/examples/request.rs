@@ -98,7 +98,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let xen = host.xen(DomId::DOM0)?;
     let store = Store::open(&xen)?;
     thread::scope(|scope| {
-        // Two servers, one after the other; the first goes after three answers.
+        // Two servers, one after the other; the first leaves after three answers.
         let servers = scope.spawn(|| serve(&xen, &store, 3).and_then(|()| serve(&xen, &store, 2)));
         let path = service_path(DomId::DOM0, DomId::DOM0, "upper")?;
         let mut line = ClientBuilder::new(DomId::DOM0, path).reconnecting(&xen, &store);

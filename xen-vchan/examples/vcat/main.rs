@@ -131,7 +131,7 @@ fn place(args: &Args, peer: DomId, store: &Store) -> Outcome<String> {
     Ok(service_path(server, client, &args.path)?)
 }
 
-/// One client's, or server's, time: from its arrival until it is gone or we are done.
+/// Runs one session: from the peer's arrival until it is gone or we are done.
 fn session(channel: &mut Channel, args: &Args) -> Outcome<()> {
     // A command is started for a client, not before.
     match channel.wait_connected(None) {
@@ -151,7 +151,7 @@ fn session(channel: &mut Channel, args: &Args) -> Outcome<()> {
     let spliced = splice_command(channel, &mut child);
     let status = child.wait()?;
     spliced?;
-    // It may be in the middle of a sentence when the other end goes.
+    // It may be in the middle of a write when the other end leaves.
     let cut_off = status.signal() == Some(Signal::SIGPIPE as i32);
     if status.success() || cut_off {
         Ok(())

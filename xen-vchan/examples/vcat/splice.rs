@@ -19,7 +19,7 @@ pub(crate) enum End {
     Command,
 }
 
-/// Pumps until the peer is gone or the end has come.
+/// Copies until the peer is gone or the input has ended.
 pub(crate) fn splice(
     channel: &mut Channel,
     source: BorrowedFd<'_>,

@@ -128,7 +128,7 @@ fn server(host: &TestHost, input: &mut Input<'_>) {
     };
     let mut hostile = attach();
     if input.byte() & 3 != 0 {
-        // As an honest client comes.
+        // As an honest client connects.
         hostile.poke(20, &[1]);
         hostile.port.as_ref().unwrap().notify().unwrap();
     }
@@ -371,7 +371,7 @@ fn drive(input: &mut Input<'_>, mut channel: Channel, hostile: &mut Hostile, wor
                 | Error::Invalid { .. }
                 | Error::TooLarge { .. },
             ) => {}
-            // Its bell is gone with its domain, at most.
+            // Its bell has ended with its domain, at most.
             Err(Error::Os(error)) if hostile.port.is_none() => drop(error),
             Err(error) => panic!("call {choice}: {error:?}"),
         }

@@ -65,7 +65,7 @@ pub(crate) fn run(data: &[u8]) {
     };
     let (out, into) = (tx.capacity(), rx.capacity());
     let (mut wrote, mut read) = (Sticky::default(), Sticky::default());
-    // Where our own cursors must stand, whatever is written over them.
+    // The values that our own cursors must have, whatever is written over them.
     let mut published = word(words[1]).load(Ordering::Relaxed);
     let mut released = word(words[3]).load(Ordering::Relaxed);
     let source = vec![0x55; 2 * out as usize + 16];

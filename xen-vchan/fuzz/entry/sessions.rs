@@ -19,7 +19,7 @@ const PATH: &str = "/local/domain/0/data/fuzz";
 /// More hostile clients than this add nothing.
 const MOST: usize = 6;
 
-/// A hostile client, of the rings it came to.
+/// A hostile client of the rings it connected to.
 struct Evil {
     port: Option<BoundPort>,
     pages: MappedPages,
@@ -58,7 +58,7 @@ pub(crate) fn run(data: &[u8]) {
     });
 }
 
-/// A hostile client comes to what is on offer, if anything is.
+/// Connects a hostile client to the rings on offer, if there are any.
 fn come(host: &TestHost) -> Option<Evil> {
     let (xen, _) = &host.domu;
     let number = |key: &str| -> Option<u32> {
@@ -84,7 +84,7 @@ fn play(host: &TestHost, input: &mut Input<'_>) {
         .publish(xen, store)
         .unwrap();
     let mut evils: Vec<Evil> = Vec::new();
-    // With the number of the rings that it came to.
+    // With the number of the rings that it connected to.
     let mut honest: Option<(Channel, u32)> = None;
     let mut number = 0;
     let mut rings = Rings::default();
@@ -186,7 +186,7 @@ fn play(host: &TestHost, input: &mut Input<'_>) {
         match result {
             Ok(())
             | Err(Error::Closed | Error::ShutDown | Error::WouldBlock | Error::Invalid { .. }) => {}
-            // Sticky, of rings that a hostile client came to.
+            // Sticky, for rings that a hostile client connected to.
             Err(Error::Peer(_)) if rings.touched => {}
             Err(error) => panic!("call {choice}: {error:?}"),
         }

@@ -139,7 +139,7 @@ fn notify_flags_correct() {
     });
 }
 
-/// While a request stands and no event has come, who sleeps is right to sleep.
+/// A side that sleeps while a request is pending and there was no event is right to sleep.
 #[test]
 fn information_is_accurate_before_sleeping() {
     everywhere(|model| {

@@ -30,7 +30,7 @@ fn each_server_is_a_session_of_its_own() {
                 let mut got = [0; 3];
                 server.read_exact(&mut got).unwrap();
                 assert_eq!(got, [round; 3]);
-                // And goes, with half of an answer unsaid.
+                // And leaves, with half of an answer unsent.
             });
             let channel = line.session(soon()).unwrap();
             let mut got = [0; 5];

@@ -50,7 +50,7 @@ fn a_task_finds_each_server_that_comes_and_distinguishes_their_sessions() {
                 let mut got = [0; 3];
                 server.read_exact(&mut got).unwrap();
                 assert_eq!(got, [round; 3]);
-                // And goes, with half of its answer unread.
+                // And leaves, with half of its answer unread.
                 drop(server);
                 next.recv().unwrap();
             }
@@ -104,7 +104,7 @@ fn a_server_that_never_comes_back_is_waited_for_until_the_deadline_and_blocks_no
         let late = line.session(Some(Instant::now())).await;
         assert!(matches!(late, Err(Error::TimedOut)), "{late:?}");
         assert_eq!(line.sessions(), 1);
-        // It comes back after all.
+        // The server returns after all.
         let mut server = host.listen(0, 0);
         meet(&mut line, &mut server).await;
         assert_eq!(line.sessions(), 2);

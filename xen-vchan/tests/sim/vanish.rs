@@ -61,7 +61,7 @@ fn a_domain_that_loses_its_node_and_then_its_life_is_missed_by_another() {
     host.sim.assert_clean();
 }
 
-/// A listener that takes its nodes back when its client has come is not gone.
+/// A listener that removes its nodes when its client has connected is not gone.
 #[test]
 fn an_offer_withdrawn_is_no_end() {
     let host = TestHost::new();
