@@ -1,7 +1,7 @@
 //! Bytes that are to be messages and paths.
 //!
-//! A finding is a panic, a stream that means something else when it comes in other pieces, a
-//! message that is not what was read, or a path that breaks the protocol's rules.
+//! A finding is a panic, a stream that has another meaning when it arrives in other pieces, a
+//! message that is not what was read, or a path that violates the protocol's rules.
 
 use xen_store::wire::{ABS_PATH_MAX, Decoder, Header, Message, PAYLOAD_MAX, TooLong, strings};
 use xen_store::{StorePath, XsError};

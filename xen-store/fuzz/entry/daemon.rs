@@ -89,7 +89,7 @@ struct Client {
     decoder: Decoder,
     /// The types of the requests with each id that are not answered.
     asked: HashMap<u32, Vec<MsgType>>,
-    /// It has sent bytes that are no requests of ours: what it asked is not known any more.
+    /// It has sent bytes that are no requests of ours: its open requests are unknown from then on.
     garbled: bool,
     next: u32,
     transactions: Vec<u32>,

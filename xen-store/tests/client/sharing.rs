@@ -217,7 +217,7 @@ fn a_violation_seen_by_process_reaches_everybody_who_waits() {
     }
 }
 
-/// The end comes out of what one thread reads after its deadline.
+/// The end is found in what one thread reads after its deadline.
 #[test]
 fn an_end_seen_by_a_call_without_time_reaches_everybody_who_waits() {
     for _ in 0..20 {

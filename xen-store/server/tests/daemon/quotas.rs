@@ -181,7 +181,7 @@ fn memory_is_limited_and_comes_back() {
     }
 }
 
-/// The whole account of a domain is level again after any amount of use.
+/// The whole account of a domain is balanced again after any amount of use.
 #[test]
 fn nothing_is_left_in_the_account() {
     let server = start();
