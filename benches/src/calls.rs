@@ -87,7 +87,7 @@ impl Task {
             Who::C { one_by_one: false },
             Who::C { one_by_one: true },
         ];
-        // The C library's calls for events know one port only: there is no other way.
+        // The C library's calls for events take one port only: there is no other way.
         let is_batched = self.units > 1 && self.operation != "events";
         let variants = if is_batched {
             &variants[..]

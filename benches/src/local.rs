@@ -112,8 +112,8 @@ pub fn stream(maker: &str, size: usize, total: u64) -> Result<()> {
     }
 }
 
-/// After a read of less than this the reader stands still for a moment, as that of a channel does:
-/// a reader that fetches every message by itself is slower.
+/// After a read of less than this the reader pauses for a moment, as that of a channel does: a
+/// reader that fetches every message by itself is slower.
 const SHORT: usize = 4096;
 const MOMENT: Duration = Duration::from_micros(2);
 

@@ -199,7 +199,7 @@ fn an_access_ends_with_the_device_model_or_at_its_deadline() {
     };
     let error = host.access(guest, other, soon()).unwrap_err();
     assert_eq!(error.errno(), Some(libc::EBUSY));
-    // The answer comes late, and is not that of the next access.
+    // The answer is late, and is not that of the next access.
     let mut requests = Ioreqs::map(&server).unwrap();
     let channels = EventChannels::open(&xen).unwrap();
     let theirs = requests.remote_port(0).unwrap();

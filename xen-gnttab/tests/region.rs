@@ -171,8 +171,8 @@ fn readers_of_every_width_share_a_region() {
     });
 }
 
-/// A region goes to another thread by an atomic of its own memory: copies that the order of the
-/// atomic separates are not a race.
+/// A region is passed to another thread through an atomic of its own memory: copies that the order
+/// of the atomic separates are not a race.
 #[test]
 fn an_atomic_orders_the_copies_of_two_threads() {
     let mut r = Region::heap(4096);

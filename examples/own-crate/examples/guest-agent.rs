@@ -26,7 +26,8 @@ pub fn serve(store: &Store) -> xen_store::Result<()> {
             t.write("data/updated", "1")
         })?;
         let next = Instant::now() + Duration::from_secs(60);
-        // An event means "look", and comes without a change, too: the first one at once.
+        // An event means "look", and may arrive without a change: the first one arrives
+        // immediately.
         while requests.next(next)?.is_some() {
             match store.read_optional(REQUEST)?.as_deref() {
                 Some(b"report") => {

@@ -4,7 +4,7 @@ use xen_store::xenbus::XenbusState;
 use xen_store::{Permissions, Store};
 use xen_sys::DomId;
 
-/// A number that comes back with the response, and a sensor.
+/// A number that the response repeats, and a sensor.
 pub type Request = [u32; 2];
 /// The request's number, 0 or an error, and thousandths of a degree.
 pub type Response = [u32; 3];
