@@ -295,7 +295,7 @@ pub(crate) fn fetch(workspace: &Workspace, options: &Options) -> Result<()> {
 }
 
 /// Returns the image of a Linux guest with the default release's kernel, and that kernel, if there
-/// is an agent for its userland. The emulated machine stands still with a later kernel.
+/// is an agent for its userland. The emulated machine hangs with a later kernel.
 fn default_linux(
     workspace: &Workspace,
     parts: &Parts,
@@ -574,8 +574,8 @@ const PCI_DATA: usize = 32 << 10;
 /// The size of the disk to pass through, in bytes.
 const PCI_DISK: u64 = 16 << 20;
 
-/// Makes the files behind the devices to pass through, anew for each run: the card's network serves
-/// `data`, and the disk begins with the same bytes. dom0 has them as `/job/pci-data`.
+/// Makes the files behind the devices to pass through, again for each run: the card's network
+/// serves `data`, and the disk begins with the same bytes. dom0 has them as `/job/pci-data`.
 fn passthrough(run: &Path, nonce: &str, archive: &mut Archive) -> Result<Passthrough> {
     let data: Vec<u8> = (0..PCI_DATA / 32)
         .flat_map(|block| Sha256::digest(format!("{nonce} {block}")))
@@ -593,7 +593,7 @@ fn passthrough(run: &Path, nonce: &str, archive: &mut Archive) -> Result<Passthr
     Ok(Passthrough { served, disk })
 }
 
-/// A number that no job can know before it runs.
+/// A number that no job can contain before it runs.
 pub(crate) fn nonce() -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
