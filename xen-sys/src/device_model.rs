@@ -335,7 +335,8 @@ impl DeviceModel {
         })
     }
 
-    /// Declares that the guest has shut down. The toolstack then acts on the guest's configuration.
+    /// Declares that the guest has shut down. The toolstack then treats it as the guest's
+    /// configuration specifies.
     ///
     /// # Errors
     ///

@@ -236,8 +236,8 @@ impl RestrictedPrivcmd {
         self.domain
     }
 
-    /// Declares that the domain has crashed, which its device model may do. The toolstack then acts
-    /// on the domain's configuration.
+    /// Declares that the domain has crashed, which its device model may do. The toolstack then
+    /// treats it as the domain's configuration specifies.
     ///
     /// # Errors
     ///

@@ -447,8 +447,8 @@ impl Privcmd {
         self.backend().domctl(domain, abi::Destroy).map(drop)
     }
 
-    /// Declares that a domain has shut down, and so stops its virtual CPUs. Its toolstack then acts
-    /// on the domain's configuration.
+    /// Declares that a domain has shut down, and so stops its virtual CPUs. Its toolstack then
+    /// treats it as the domain's configuration specifies.
     ///
     /// # Errors
     ///
