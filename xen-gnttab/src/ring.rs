@@ -39,7 +39,7 @@
 //!
 //! # Notifications
 //!
-//! Each end writes the index at whose entry it wants an event. [`arm`](FrontRing::arm) writes it
+//! Each end writes the index at whose entry it needs an event. [`arm`](FrontRing::arm) writes it
 //! and looks once more, so that an entry that the peer publishes in between is not missed;
 //! `publish` returns whether the peer requested an event. `arm(n)` lets the peer publish `n - 1`
 //! entries without an event.

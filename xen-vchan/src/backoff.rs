@@ -61,7 +61,7 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// The first attempt may be made at once.
+    /// The first attempt may be made immediately.
     pub(crate) const fn new(backoff: Backoff) -> Self {
         Self {
             backoff,
