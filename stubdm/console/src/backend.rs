@@ -10,9 +10,9 @@
 //! # What the frontend can do
 //!
 //! Write anything to its nodes and to the ring, at any time. A reference that is not granted, a
-//! port that is not open, a broken ring: the backend lets go, says why, and goes on when the
-//! frontend closes and begins anew. Nodes that change while the ring is mapped are not looked at,
-//! but for the state.
+//! port that is not open, a broken ring: the backend unmaps the ring and returns the reason. It
+//! connects again when the frontend has closed and published again. While the ring is mapped, the
+//! backend reads the state and ignores changes of all other nodes.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -48,10 +48,10 @@ pub struct Backend {
 
 impl Backend {
     /// Takes on the console whose backend directory is `path`, such as
-    /// `/local/domain/0/backend/console/5/1`, and says so in its state.
+    /// `/local/domain/0/backend/console/5/1`, and writes that to its state.
     ///
     /// # Errors
-    /// The directory does not describe a console; the store's.
+    /// The directory does not describe a console, or the store fails.
     pub fn new(xen: &Xen, store: &Store, path: &str) -> Result<Self> {
         let domain = domid(store, &format!("{path}/frontend-id"))?;
         let frontend = store.read_str(&format!("{path}/frontend"))?;
@@ -129,12 +129,14 @@ impl Backend {
         self.connection.as_ref().and_then(Connection::deadline)
     }
 
-    /// Takes note of events; connects when the frontend has published, and says `Closing` when the
-    /// frontend wants the ring back. Then take out what is in it and call [`let_go`](Self::let_go).
+    /// Handles events: connects when the frontend has published, and sets the state `Closing` when
+    /// the frontend closes. The caller then takes out what is in the ring and calls
+    /// [`let_go`](Self::let_go).
     ///
     /// # Errors
-    /// [`Error::Ring`], [`Error::Node`], [`Error::Xen`]: this connection failed, and the frontend
-    /// is told by the state. The backend stays of use. [`Error::Store`]: it is not.
+    /// [`Error::Ring`], [`Error::Node`], [`Error::Xen`]: this connection failed. The state notifies
+    /// the frontend, and the backend remains usable. [`Error::Store`]: the backend is not usable
+    /// any more.
     pub fn turn(&mut self, now: Instant) -> Result<XenbusState> {
         if let Some(connection) = &mut self.connection {
             connection.acknowledge(now)?;
@@ -202,8 +204,8 @@ impl Backend {
         Ok(Some(connection.published(reference.as_u32(), port)))
     }
 
-    /// Unmaps the ring and says so. Gives what the frontend has not taken out: it will want it from
-    /// its next ring.
+    /// Unmaps the ring and sets the state accordingly. Returns the bytes that the frontend has not
+    /// taken out: they belong into its next ring.
     ///
     /// # Errors
     /// The store's.

@@ -10,13 +10,14 @@ use crate::ring::{Consumer, Producer};
 /// One end of a connected console. Never blocks.
 ///
 /// Its descriptor is readable when the peer has put something in, or taken something out. Call
-/// [`acknowledge`](Self::acknowledge), *then* read and write until both say 0, then poll until
+/// [`acknowledge`](Self::acknowledge), *then* read and write until both return 0, then poll until
 /// [`deadline`](Self::deadline).
 #[derive(Debug)]
 pub struct Connection {
     consumer: Consumer,
     producer: Producer,
-    // The pages that the ring is in go before the port, so that the peer is notified of our end.
+    // The pages that the ring is in are dropped before the port, so that the peer is notified of
+    // our end.
     bell: Doorbell,
     /// The grant reference and the port that the peer published.
     published: (u32, u32),

@@ -49,7 +49,7 @@ pub struct Frontend {
     unwritten: Option<XenbusState>,
     backend: Watch,
     backend_state: String,
-    // Last: the ring in `connection` goes first.
+    // Last: the ring in `connection` is dropped first.
     _pages: SharedPages,
 }
 
@@ -123,7 +123,7 @@ impl Frontend {
     }
 
     /// Handles events, answers the backend's state, and returns it. [`XenbusState::Closed`] also
-    /// stands for a backend that is gone; its bytes can still be read.
+    /// stands for a backend that no longer exists; its bytes can still be read.
     ///
     /// # Errors
     /// The store's, the system's.
@@ -156,8 +156,8 @@ impl Frontend {
         Ok(())
     }
 
-    /// Waits until the backend has taken out all that was written, and returns whether it has:
-    /// not if the deadline passes or the backend goes first.
+    /// Waits until the backend has taken out all that was written, and returns `true`. Returns
+    /// `false` if the deadline passes or the backend disappears first.
     ///
     /// # Errors
     /// As [`turn`](Self::turn); the peer broke the ring.
@@ -174,8 +174,8 @@ impl Frontend {
         }
     }
 
-    /// Ends the console: lets the backend take what was written, then let go, for `limit` at most,
-    /// and only then gives the page back. Returns whether everything was taken.
+    /// Ends the console: waits for at most `limit` until the backend has taken out what was written
+    /// and has unmapped the ring. Only then frees the page. Returns whether everything was taken.
     ///
     /// # Errors
     /// As [`drain`](Self::drain).

@@ -9,9 +9,9 @@
 //!        └──────── in, 1 KiB ◀─────────────────────────────────────────────── Connection::try_write
 //! ```
 //!
-//! The frontend publishes nothing before somebody asks for it, and so no backend (QEMU's, ours,
-//! any) has a place to put a byte that nobody would read: the rendezvous that the consoles of a
-//! stubdomain lack when a tty is in between. No line discipline sees the bytes.
+//! The frontend publishes nothing before somebody asks for it. Until then no backend (QEMU's, ours,
+//! any) has a place for a byte that nobody would read. The consoles of a stubdomain lack this
+//! rendezvous when a tty is in between. No line discipline sees the bytes.
 //!
 //! | module | what |
 //! |---|---|
@@ -45,7 +45,7 @@ pub enum Error {
     /// The ring: the peer broke it, or the page is unfit.
     #[error(transparent)]
     Ring(#[from] ring::Error),
-    /// A node of the store says what it cannot.
+    /// A node of the store has an impossible value.
     #[error("the store's node {node}: {what}")]
     Node {
         /// The whole path.

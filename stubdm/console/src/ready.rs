@@ -48,14 +48,15 @@ pub enum Readiness {
     /// Not connected.
     #[default]
     Disconnected,
-    /// Connected, and nothing came. Ready by itself at this time.
+    /// Connected, and nothing was received. Ready without input at this time.
     Until(Instant),
     /// To be sent.
     Ready,
 }
 
 impl Readiness {
-    /// The console is connected, or not. Returns whether it became ready because nothing came.
+    /// Handles that the console is connected, or not. Returns whether it became ready because
+    /// nothing was received.
     pub fn update(&mut self, connected: bool, now: Instant) -> bool {
         match *self {
             Self::Disconnected if connected => *self = Self::Until(now + PATIENCE),

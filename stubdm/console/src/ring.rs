@@ -22,9 +22,9 @@
 //! or writes outside of it, and an impossible distance is an [`Error::Indices`]. The bytes are the
 //! peer's choice.
 //!
-//! The index that publishes bytes (or room) is stored with release and loaded with acquire. This
-//! protocol has no word that says whether the peer wants to be notified: notify after every
-//! call that moved something.
+//! The index that publishes bytes (or room) is stored with release and loaded with acquire. No
+//! field of this protocol states whether the peer needs a notification: notify after every call
+//! that moved something.
 //!
 //! Layout: `struct xencons_interface` of Xen's public/io/console.h.
 
@@ -162,13 +162,13 @@ impl Producer {
             .data
             .copy_in(second.0, tail.get(..second.1).unwrap_or_default())?;
         self.prod = self.prod.wrapping_add(len as u32);
-        // Release: the bytes are in place before the index says so.
+        // Release: the bytes are in place before the index counts them.
         self.ring.prod.store(self.prod, Ordering::Release);
         Ok(len)
     }
 
-    /// Returns the bytes that the peer has not taken out, after it has said that it will not. They
-    /// are read from the page, where the peer may have changed them.
+    /// Returns the bytes that the peer has not taken out, once its state shows that it will not.
+    /// They are read from the page, where the peer may have changed them.
     ///
     /// # Errors
     /// [`Error`].
@@ -198,7 +198,7 @@ impl Consumer {
     /// # Errors
     /// [`Error`]; the ring is of no more use.
     pub fn available(&self) -> Result<usize, Error> {
-        // Acquire: the bytes are not read before the index that says that they are there.
+        // Acquire: the bytes are not read before the index that counts them.
         let prod = self.ring.prod.load(Ordering::Acquire);
         self.ring.filled(prod, self.cons)
     }
@@ -277,9 +277,9 @@ pub fn frontend(page: Region) -> Result<(Consumer, Producer), Error> {
     ))
 }
 
-/// The backend's ends of a page that a frontend has published, perhaps used with another backend
-/// before: it goes on where that one stopped. So the backend's own indices are read from the page,
-/// this once, and checked as the frontend's are.
+/// Returns the backend's ends of a page that a frontend has published. Another backend may have
+/// used the page before; this one continues where that one stopped. So the backend's own indices
+/// are read from the page, this once, and checked as the frontend's are.
 ///
 /// # Errors
 /// [`Error`]: the page is unfit, or its indices cannot be.

@@ -22,8 +22,8 @@ const OUT_PROD: usize = 3;
 
 /// The same page for another end.
 fn twin(page: &Region) -> Region {
-    // SAFETY: one thread uses all of them, so one access comes after the other; each takes the
-    // words out at the same widths.
+    // SAFETY: one thread uses all of them, so accesses do not overlap; each takes the words out at
+    // the same widths.
     unsafe { page.alias() }
 }
 
@@ -89,7 +89,7 @@ fn starts() -> impl Strategy<Value = u32> {
 }
 
 proptest! {
-    /// Whatever is written comes out, in order, at both rings, wherever the indices began.
+    /// Whatever is written is read in order, at both rings, wherever the indices began.
     #[test]
     fn it_is_a_queue(start in starts(), steps in steps()) {
         let (_page, mut rings) = ends(start);

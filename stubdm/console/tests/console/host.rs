@@ -45,7 +45,7 @@ pub(crate) struct TestHost {
 }
 
 impl TestHost {
-    /// With console 1, which goes nowhere in particular.
+    /// A host with console 1, whose output has no particular place.
     pub(crate) fn new() -> Self {
         let simulation = Simulation::start().unwrap();
         let server = xen_store_server::sim::start(&simulation, Config::new()).unwrap();
@@ -177,7 +177,7 @@ impl Bare {
         self.indices[(offset - 3072) / 4].store(index, Ordering::Release);
     }
 
-    /// Gives the ring back, and says so.
+    /// Unpublishes the ring, and sets the state accordingly.
     pub(crate) fn close(self) {
         let Self {
             pages,

@@ -16,7 +16,7 @@ use xen_sys::DomId;
 
 use host::{NODE, PATIENCE, TestHost, sleep};
 
-/// Turns the backend until `done`, and gives the errors it told of.
+/// Turns the backend until `done`, and returns the errors it reported.
 fn until(backend: &mut Backend, mut done: impl FnMut(&mut Backend) -> bool) -> Vec<Error> {
     let deadline = Instant::now() + PATIENCE;
     let mut errors = Vec::new();
@@ -190,7 +190,7 @@ fn a_broken_ring_ends_the_connection_and_not_the_console() {
     assert!(matches!(error, Error::Ring(_)), "{error}");
     backend.give_up().unwrap();
     assert!(!backend.is_connected());
-    // It is not taken up again before the frontend has let go.
+    // The backend does not take it up again before the frontend has closed.
     bare.write("state", "4");
     until(&mut backend, |_| true);
     assert!(!backend.is_connected());
@@ -287,7 +287,7 @@ fn a_frontend_that_notifies_for_nothing_is_held_back_and_read_again() {
     assert!(is_masked.is_ok() && backend.ring_deadline().is_some());
     let due = backend.ring_deadline().unwrap();
     backend.turn(due).unwrap();
-    // The event that came meanwhile is taken by this turn or makes the descriptor readable.
+    // The event that arrived meanwhile is taken by this turn or makes the descriptor readable.
     if backend.ring_deadline().is_none() {
         let end = Instant::now() + PATIENCE;
         sleep(&[backend.ring_fd().unwrap()], Some(end)).unwrap();

@@ -11,7 +11,7 @@ use xen_console::{Frontend, XenbusState};
 use crate::host::{NODE, PATIENCE, TestHost, sleep};
 use crate::stream::Stream;
 
-/// How the receiving end takes what comes.
+/// How fast the receiving end reads.
 #[derive(Clone, Copy, Debug)]
 enum Speed {
     Full,
@@ -23,7 +23,7 @@ enum Speed {
     Stalled,
 }
 
-/// One direction's end that checks what comes.
+/// The receiving end of one direction, which checks what it reads.
 struct Receiver {
     stream: Stream,
     left: usize,
@@ -136,8 +136,8 @@ fn both_ways(bytes: usize, speed: Speed) {
                 again = receiver.take(connection);
                 let gave = sender.give(connection);
                 again |= gave > 0;
-                // Both receivers have stopped: the rings are full and nothing moves. It is theirs
-                // to go on.
+                // Both receivers have stopped: the rings are full and nothing moves. Only they can
+                // continue.
                 stuck = if gave == 0 { stuck + 1 } else { 0 };
                 if stuck == 1000 {
                     resume.store(true, Ordering::Release);
@@ -188,8 +188,8 @@ paces! {
     slow_ends_lose_nothing: Slow,
 }
 
-/// A sender that never pauses, and a frontend that comes, reads a little, and goes: before, during
-/// and after each opening. Bytes it had not read when it went come with its next ring.
+/// A sender never pauses, before, during and after each opening. A frontend opens, reads a little,
+/// and closes. Bytes it had not read when it closed arrive in its next ring.
 #[test]
 fn a_thousand_openings_against_a_sender_at_full_speed() {
     const OPENINGS: usize = 1000;
