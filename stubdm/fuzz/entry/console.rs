@@ -58,7 +58,7 @@ impl TestHost {
         }
     }
 
-    /// The console of that number as libxl writes it, and where its bytes go.
+    /// The console of that number as libxl writes it, and the file of its bytes.
     fn console(&self, number: u32) -> Console {
         let store = &self.dom0.1;
         let guest = self.guest;
@@ -136,7 +136,7 @@ pub(crate) fn console(data: &[u8]) {
     });
 }
 
-/// A page and a port, which may or may not be what the nodes say.
+/// A page and a port, which may or may not be those in the nodes.
 struct Hostile<'a> {
     store: &'a Store,
     node: &'a str,
@@ -227,7 +227,7 @@ fn bounded(output: &Output) {
     }
 }
 
-/// The one that comes next finds a console that works.
+/// The next frontend finds a console that works.
 fn honest(
     host: &TestHost,
     console: &Console,

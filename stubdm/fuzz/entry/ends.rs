@@ -1,5 +1,5 @@
-//! The hostile ends of a proxy that filters: what clients and QEMU may say, and what is held
-//! against what they receive.
+//! The hostile ends of a proxy that filters: what clients and QEMU may send, and the checks of what
+//! they receive.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;
@@ -95,7 +95,7 @@ pub(crate) enum Due {
     Perhaps(Option<String>),
 }
 
-/// One client and what it was told.
+/// One client and what it received.
 pub(crate) struct Client {
     pub(crate) number: u64,
     pub(crate) due: VecDeque<Due>,
@@ -143,7 +143,7 @@ impl Client {
             Due::Exactly(id) => assert_eq!(told, Some(id), "{line}"),
             Due::Perhaps(id) => assert!(told.is_none() || told == id, "{line}, not {id:?}"),
         }
-        // Only the honest QEMU says this, of a device it was asked about.
+        // Only the honest QEMU sends this, about a device of this client's command.
         if let Some((_, rest)) = line.split_once("xenusb-") {
             let theirs = format!("{}-", self.number);
             assert!(rest.starts_with(&theirs), "somebody else's answer: {line}");
@@ -157,7 +157,7 @@ pub(crate) struct Qemu {
     pub(crate) received: Vec<u8>,
     pub(crate) asked: VecDeque<Value>,
     pub(crate) last: Option<String>,
-    /// It has a command and said nothing since.
+    /// It has a command and has sent nothing since.
     pub(crate) owes: bool,
     pub(crate) negotiated: bool,
     /// Of the proxy's ids.

@@ -2,7 +2,7 @@
 //!
 //! A finding is a panic, a line for a client that is no answer to what it asked, somebody else's
 //! answer, a line for QEMU that the policy does not allow, more held than may be, or a client that
-//! waits for ever once QEMU is honest again.
+//! waits forever once QEMU is honest again.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;
@@ -62,7 +62,7 @@ impl Bench {
         client.handle_bytes(&some);
     }
 
-    /// The client says lines, in two pieces.
+    /// The client sends lines, in two pieces.
     fn send(&mut self, at: usize, bytes: &[u8], split: usize) {
         let number = self.clients[at].number;
         let (first, second) = bytes.split_at(split % bytes.len());
@@ -108,7 +108,7 @@ impl Bench {
         self.send(at, &bytes, usize::from(input.byte()));
     }
 
-    /// QEMU says something, as fast as it is read from.
+    /// QEMU sends bytes, as fast as they are read.
     fn answer(&mut self, mut bytes: &[u8]) {
         while self.up && !bytes.is_empty() {
             let room = self.multiplexer.vchan_room().min(bytes.len());
@@ -130,7 +130,7 @@ impl Bench {
         self.settle();
     }
 
-    /// A new monitor behind a new connection, if one is wanted.
+    /// Connects a new monitor, if the multiplexer asks for a connection.
     fn connect(&mut self) -> bool {
         let VchanAction::Connect(at) = self.multiplexer.poll_connection() else {
             return false;
@@ -206,7 +206,7 @@ impl Bench {
         self.settle();
     }
 
-    /// Somebody has looked at the state that QEMU says it has saved.
+    /// Somebody has looked at the state that QEMU reports as saved.
     fn looked_at(&mut self, whole: bool) {
         let outcome = if whole {
             Ok(())

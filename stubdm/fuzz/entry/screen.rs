@@ -1,8 +1,8 @@
 //! A hostile QEMU, and any input events, against the core of the screen's process.
 //!
-//! The first byte says how the rest is cut: into the server's bytes, as they come, and input
-//! events between them. A finding is a panic, a row beyond the screen, a picture that depends on
-//! how the bytes are cut, or messages without a limit.
+//! The first byte selects how the rest is cut: into the server's bytes, in pieces, and input events
+//! between them. A finding is a panic, a row beyond the screen, a picture that depends on how the
+//! bytes are cut, or messages without a limit.
 #![allow(clippy::unwrap_used)]
 
 use stubdm_screen::input::{Action, EVENT, Input};
