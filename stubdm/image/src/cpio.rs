@@ -162,7 +162,7 @@ impl Archive {
     /// Writes the archive, padded so that another may follow it.
     ///
     /// # Errors
-    /// A file cannot be read, or is too large for the format; or what `out` says.
+    /// A file cannot be read, or is too large for the format; or writing to `out` fails.
     pub fn write(&self, out: &mut dyn Write) -> Result<()> {
         for (index, (path, node)) in self.nodes.iter().enumerate() {
             let (mode, data, device) = match node {

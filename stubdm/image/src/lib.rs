@@ -77,7 +77,7 @@ pub const UNPACKED_MEMORY: u64 = 192;
 /// The size of the ramdisk tested with [`PACKED_MEMORY`], unpacked, in MiB: that of Debian 12.
 const TESTED: u64 = 20;
 
-/// Returns the least memory a stubdomain starts in, in MiB, where [`memory`] gives `wanted`: of a
+/// Returns the least memory a stubdomain starts in, in MiB, where [`memory`] returns `wanted`: of a
 /// packed ramdisk seven eighths, which was tested with Debian 12's (112 MiB) and 13's (182 MiB).
 pub fn least_memory(wanted: u64, packed: bool) -> u64 {
     match packed {
@@ -119,7 +119,7 @@ pub struct Recipe<'a> {
     pub libraries: &'a [String],
     /// Folders below the root to look for firmware in, before those of QEMU.
     pub firmware: &'a [String],
-    /// All but the init goes into a compressed file system ([`packed`]), if the kernel can mount
+    /// Puts all but the init into a compressed file system ([`packed`]), if the kernel can mount
     /// it. Needs an init that mounts it.
     pub pack: bool,
 }

@@ -206,11 +206,11 @@ impl Modules {
         format!("this kernel ({version}) has no module {name} in {top}, {how}")
     }
 
-    /// The named modules and what they depend on, in an order in which they can be loaded: file
-    /// names and contents. Compressed ones are unpacked, and what is built in is left out.
+    /// Returns the named modules and what they depend on, in an order in which they can be loaded:
+    /// file names and contents. Compressed ones are unpacked, and what is built in is left out.
     ///
     /// # Errors
-    /// One is missing, cannot be read or unpacked, or dependencies go round.
+    /// One is missing, cannot be read or unpacked, or the dependencies form a cycle.
     pub fn closure(&self, names: &[&str]) -> Result<Vec<(String, Content)>> {
         let mut order = Vec::new();
         for name in names {
@@ -294,7 +294,8 @@ impl Module {
     }
 }
 
-/// Unpacks a file with a tool that filters its input. Fails if `limit` bytes or more come out.
+/// Unpacks a file with a tool that filters its input. Fails if the tool writes `limit` bytes or
+/// more.
 fn unpack(tool: &str, packed: File, limit: u64) -> Result<Vec<u8>> {
     let child = Command::new(tool)
         .arg("-dc")
