@@ -123,7 +123,7 @@ impl Audit {
         self.add(verdict, Some(client), command, why, None);
     }
 
-    /// Notes that QEMU has had a command for so long.
+    /// Records that QEMU has had a command for `seconds` without an answer.
     pub fn waiting(&mut self, client: Option<u64>, command: &str, seconds: u64) {
         self.add(Verdict::Waiting, client, command, None, Some(seconds));
     }
@@ -152,7 +152,7 @@ impl Audit {
         self.events.push_back(Event { verdict, about });
     }
 
-    /// Counts a message of QEMU's that went nowhere.
+    /// Counts a message of QEMU's that was dropped.
     pub fn drop_one(&mut self) {
         self.dropped = self.dropped.saturating_add(1);
     }

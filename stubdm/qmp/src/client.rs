@@ -65,7 +65,7 @@ impl Default for Client {
 }
 
 impl Client {
-    /// A conversation of which nothing was heard yet.
+    /// Returns a conversation in which nothing was received yet.
     pub fn new() -> Self {
         Self {
             state: State::Greeting,
@@ -92,7 +92,7 @@ impl Client {
         }
     }
 
-    /// Queues a command. Its answer is told in the order commands were given.
+    /// Queues a command. Answers are returned in the order of the commands.
     pub fn execute(&mut self, name: &str, arguments: Option<Json>) {
         let id = self.next;
         self.next += 1;
@@ -129,7 +129,7 @@ impl Client {
                 self.out
                     .extend(command("qmp_capabilities", None, Json::Int(0)));
             }
-            // Events come at any time: QEMU opens a monitor while it does other things.
+            // Events arrive at any time: QEMU opens a monitor while it does other things.
             (_, Message::Event { name, .. }) => self.events.push_back(ClientEvent::Event(name)),
             (State::Greeting, _) => self.broken("no greeting came first".into()),
             (_, Message::Greeting(_)) => self.broken("a second greeting came".into()),

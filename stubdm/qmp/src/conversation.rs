@@ -5,8 +5,8 @@
 //!          ◀─in the order asked─ answered here │ answered() ◀── what QEMU said, checked
 //! ```
 //!
-//! The greeting, the negotiation of capabilities and every denial are answered here: QEMU hears
-//! only what a row allows. Answers go out in the order the client asked, under the client's own
+//! The greeting, the negotiation of capabilities and every denial are answered here: QEMU receives
+//! only what a row allows. Answers are sent in the order the client asked, under the client's own
 //! ids.
 
 use std::collections::VecDeque;
@@ -85,7 +85,7 @@ impl Conversation {
         self.open.len() < WAITING
     }
 
-    /// Whether anything the client said waits for its answer.
+    /// Returns whether a command of the client's waits for its answer.
     pub fn is_open(&self) -> bool {
         !self.open.is_empty()
     }
@@ -261,7 +261,7 @@ impl Conversation {
         out
     }
 
-    /// QEMU cannot be asked: everything open is answered with an error that says why.
+    /// Answers everything open with an error that contains `why`, because QEMU cannot be asked.
     pub fn give_up(&mut self, why: &str, audit: &mut Audit) -> Vec<u8> {
         let mut out = Vec::new();
         while let Some(open) = self.open.pop_front() {

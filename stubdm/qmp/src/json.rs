@@ -1,4 +1,4 @@
-//! JSON under limits: read from bytes nobody vouches for, written as one line.
+//! JSON under limits: read from untrusted bytes, written as one line.
 //!
 //! ```text
 //!   bytes ──read(limits)──▶ Json ──write──▶ bytes that only this program chose
@@ -7,11 +7,11 @@
 //! [`Json::read`] is the only way from bytes to a value in this crate: `clippy.toml` disallows
 //! `serde_json`'s own readers, and each exception states why its input is trusted.
 //!
-//! Refused, whatever it means: more bytes, depth, elements or text than the limits say; a key twice
-//! in one object (readers differ in which they believe); the character NUL, escaped or not (libxl's
-//! C strings end there); control characters in a key; text that is not UTF-8, lone surrogates
-//! included; a literal without fraction and exponent outside 64 bits with sign; anything after the
-//! value. `-0` is the integer 0, as in QEMU.
+//! Refused, whatever it means: more bytes, depth, elements or text than the limits allow; a key
+//! twice in one object (readers differ in which they believe); the character NUL, escaped or not
+//! (libxl's C strings end there); control characters in a key; text that is not UTF-8, lone
+//! surrogates included; a literal without fraction and exponent outside 64 bits with sign; anything
+//! after the value. `-0` is the integer 0, as in QEMU.
 //!
 //! # Memory
 //! A value takes at most 56 bytes for each member of an object or 32 for each item of an array, a
@@ -268,7 +268,7 @@ fn write_text(text: &str, out: &mut Vec<u8>) {
 }
 
 /// The number literals of a text, in order. `serde_json` reads an integer that does not fit as a
-/// real; only its literal tells the two apart.
+/// real; only its literal distinguishes the two.
 struct Numbers<'a> {
     rest: &'a [u8],
     /// Literals in front of the next one that were read and not looked at.

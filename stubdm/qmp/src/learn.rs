@@ -6,7 +6,7 @@
 //! ```
 //!
 //! It takes what was seen for what is meant, so the log must come from a stubdomain that is not
-//! hostile. A person reads the result before it holds.
+//! hostile. A person reviews the result before it is used.
 
 mod values;
 
@@ -44,8 +44,8 @@ struct Pending {
     arguments: Option<Json>,
 }
 
-/// Reads a log; a policy for what it shows, as TOML. Only what `base` does not allow already, if
-/// one is given: the rows then come on top of the built-in policy's.
+/// Reads a log, and returns a policy for what it shows, as TOML. If `base` is given, the policy has
+/// only rows for what `base` does not allow: they extend the built-in policy's.
 ///
 /// # Errors
 /// The log shows no QMP, or what it shows makes no policy.

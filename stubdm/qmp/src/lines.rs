@@ -2,7 +2,7 @@
 //!
 //! QEMU ends every message with `\r\n`, and JSON allows no raw line break inside a string, so a
 //! line is a message. A line over the limit is not kept: it is dropped to its end and reported
-//! once, and the lines after it come through.
+//! once. The lines after it are returned as usual.
 
 /// The longest line taken from QEMU: libxl's own limit on what it will buffer.
 pub const LINE_MAX: usize = 1 << 20;
@@ -12,7 +12,7 @@ pub const LINE_MAX: usize = 1 << 20;
 pub enum Line {
     /// A line without its `\n` or `\r\n`. Empty lines are passed over.
     Whole(Vec<u8>),
-    /// A line longer than the limit; this many of its bytes had come when it was given up.
+    /// A line longer than the limit; this many of its bytes had arrived when it was dropped.
     TooLong(usize),
 }
 

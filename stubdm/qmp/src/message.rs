@@ -9,7 +9,7 @@ use crate::lines::LINE_MAX;
 use crate::policy::schema::Version;
 use crate::text::{self, one_line};
 
-/// How much a message may hold where no policy says so.
+/// How much a message may hold where no policy sets a limit.
 pub const LIMITS: Limits = Limits {
     bytes: LINE_MAX,
     depth: 64,
@@ -20,7 +20,7 @@ pub const LIMITS: Limits = Limits {
 /// One message from QEMU.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
-    /// The first message of every conversation, with QEMU's version if it tells one.
+    /// The first message of every conversation, with QEMU's version if it has one.
     Greeting(Option<Version>),
     /// A command succeeded.
     Return {
@@ -174,7 +174,7 @@ pub fn version(version: Version, package: &str) -> Json {
     map([("qemu", qemu), ("package", Json::from(package))])
 }
 
-/// A greeting that tells QEMU's version and nothing else.
+/// Returns a greeting that has QEMU's version and nothing else.
 pub fn greeting(of: Version, package: &str) -> Vec<u8> {
     let capabilities = Json::List(Vec::new());
     let said = map([

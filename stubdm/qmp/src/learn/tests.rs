@@ -1,6 +1,6 @@
 use super::*;
 
-/// As `--filter=off --verbose` writes it: pieces of up to 4096 bytes, line breaks gone.
+/// As `--filter=off --verbose` writes it: pieces of up to 4096 bytes, without line breaks.
 fn log(pieces: &[(&str, &str)]) -> String {
     let line = |(side, text): &(&str, &str)| {
         format!("2026-01-01T00:00:00.000000Z DEBUG from {side}: {text}\n")

@@ -84,7 +84,7 @@ const ANSWER_MAX: usize = 1 << 20;
 const COMMAND_MAX: usize = 256 << 10;
 const ELEMENTS_MAX: usize = 100_000;
 const DEPTH_MAX: usize = 100;
-/// Rows a policy may have, and how deep its schemas may go.
+/// Rows a policy may have, and the greatest depth of its schemas.
 const ROWS_MAX: usize = 1000;
 const SCHEMA_DEPTH: usize = 16;
 

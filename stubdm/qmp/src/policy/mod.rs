@@ -73,7 +73,7 @@ pub struct PolicyError(pub(crate) String);
 pub struct Allowed {
     /// The row that allows it, by number.
     pub row: usize,
-    /// The arguments as they go on; `None` when there are none.
+    /// The arguments as they are passed on; `None` when there are none.
     pub arguments: Option<Json>,
 }
 
@@ -82,7 +82,7 @@ pub struct Allowed {
 pub enum Denied {
     /// The command has no row.
     Unknown,
-    /// It has one or more, and the arguments fit none; why not the one that came closest.
+    /// It has one or more, and the arguments fit none. Holds the reason of the closest one.
     Arguments(String),
 }
 
@@ -124,7 +124,7 @@ impl Policy {
             .map_err(|why| PolicyError(format!("the built-in policy: {why}")))
     }
 
-    /// A policy from TOML text; `name` says where the text is from.
+    /// Parses a policy from TOML text; errors use `name` for the origin of the text.
     ///
     /// # Errors
     /// One line that names the fault and its place.

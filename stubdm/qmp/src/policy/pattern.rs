@@ -28,7 +28,8 @@ impl Pattern {
     /// Reads a form.
     ///
     /// # Errors
-    /// An unknown or unfinished placeholder, or one whose end could not be told from what follows.
+    /// An unknown or unfinished placeholder, or one whose end cannot be distinguished from what
+    /// follows.
     pub fn new(text: &str) -> Result<Self, String> {
         let mut parts: Vec<Part> = Vec::new();
         let mut rest = text;

@@ -1,8 +1,8 @@
 //! The required form of a value, and the value rebuilt from the parts that fit.
 //!
-//! Nothing is passed on because it was not recognised as bad: what comes out holds only what the
-//! schema names. An argument the schema does not name is a refusal. A member of an answer that it
-//! does not name is left out, because newer QEMUs add some and libxl reads none but those named.
+//! The result holds only what the schema names: nothing passes because it was not recognised as
+//! bad. An argument the schema does not name is a refusal. A member of an answer that it does not
+//! name is left out, because newer QEMUs add some and libxl reads only those named.
 
 use std::fmt;
 
@@ -55,7 +55,7 @@ pub enum Schema {
     /// An integer in a range.
     Int(i64, i64),
     /// An integer in a range, or a string of its decimal digits. Towards a QEMU of at least this
-    /// version it is sent as an integer, otherwise as it came.
+    /// version it is sent as an integer, otherwise as it was received.
     Number(i64, i64, Version),
     /// One of these strings.
     OneOf(Vec<String>),
@@ -114,7 +114,7 @@ fn misfit<T>(why: impl fmt::Display) -> Result<T> {
 }
 
 impl Schema {
-    /// The value as it may go on.
+    /// Returns the value as it may be passed on.
     ///
     /// # Errors
     /// It does not fit.
