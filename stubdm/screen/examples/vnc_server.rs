@@ -1,5 +1,5 @@
 //! A VNC server with a picture of its own: `cargo run -p stubdm-screen --example vnc_server --
-//! 127.0.0.1:5999`, with a password as the second argument if viewers are to know one.
+//! 127.0.0.1:5999`, with a password as the second argument if viewers need one.
 //!
 //! Each viewer has a thread and sees the pointer as a white spot. The events are printed.
 

@@ -7,10 +7,10 @@
 //!   directory ──numbers──▶ directory pages ──numbers──▶ pages of pixels
 //! ```
 //!
-//! All of it is the frontend's to write, at any time. So the numbers are copied once and judged as
+//! The frontend can write to all of it, at any time. So the numbers are copied once and checked as
 //! one [`Geometry`]; from then on only that is used, and no row of it lies beyond the mapped
-//! pixels. A later change of the page's numbers has no effect. A frontend that wants another
-//! picture sends a resize event, which is judged in the same way.
+//! pixels. A later change of the page's numbers has no effect. To change the picture, a frontend
+//! sends a resize event, which is checked in the same way.
 //!
 //! Pixels have 32 bits: blue, green, red, and a byte that is not shown.
 
@@ -338,9 +338,9 @@ impl Updates {
 /// The result of a look into the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Polled {
-    /// This came.
+    /// This event was read.
     Event(Event),
-    /// An event came that means nothing.
+    /// An event was read that has no meaning here.
     Skipped,
     /// Nothing is there.
     Empty,

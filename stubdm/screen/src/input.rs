@@ -29,7 +29,7 @@ const WHEEL_MAX: i32 = 8;
 /// Actions that wait to be taken, at most. Later ones are lost, and all keys are
 /// released.
 const WAITING_MAX: usize = 512;
-/// The farthest a pointer goes.
+/// The largest coordinate of a pointer.
 const FAR: i32 = u16::MAX as i32;
 
 /// A message to send.

@@ -44,8 +44,8 @@ pub struct Keyboard {
 }
 
 impl Keyboard {
-    /// Takes a mapped page, which can be written to. The frontend wants the pointer's positions if
-    /// `absolute`, and its movements otherwise.
+    /// Takes a mapped, writable page. The frontend receives the pointer's positions if `absolute`,
+    /// and its movements otherwise.
     ///
     /// # Errors
     /// The page is unfit, or its ring's indices cannot be.

@@ -9,7 +9,7 @@
 //!
 //! The server is QEMU, which a guest may have taken over: every size, rectangle and length it names
 //! is checked before it is used. Memory does not depend on what it sends: [`rfb::Client`] keeps one
-//! header of at most 24 bytes, and pixels are passed on as they come.
+//! header of at most 24 bytes, and pixels are passed on as they arrive.
 //!
 //! In dom0, [`server`]: viewers on the network see a frame buffer of a domain. [`framebuffer`] and
 //! [`keyboard`] are a backend's ends of a PV frame buffer and a PV keyboard, over pages of

@@ -27,8 +27,9 @@ impl Placement {
         }
     }
 
-    /// Returns where bytes of the screen's row `y`, from byte `at` on, go: the frame buffer's row,
-    /// the first byte in that row, and which of the `len` bytes are visible. `None` if none is.
+    /// Returns the place for bytes of the screen's row `y`, from byte `at` on: the frame buffer's
+    /// row, the first byte in that row, and which of the `len` bytes are visible. `None` if none
+    /// is.
     pub fn row(&self, y: u16, at: usize, len: usize) -> Option<(u16, usize, Range<usize>)> {
         let row = y.checked_add(self.top).filter(|y| *y < self.frame.height)?;
         let start = at + usize::from(self.left) * PIXEL;

@@ -39,7 +39,7 @@ const REASON_MAX: usize = 200;
 /// The longest header: that of `ServerInit`.
 const HEADER_MAX: usize = 24;
 
-/// Why a connection cannot go on.
+/// Why a connection failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -49,10 +49,10 @@ pub enum Error {
     /// The server refuses the connection, with its reason.
     #[error("the server refuses the connection: {0}")]
     Refused(String),
-    /// The server wants an authentication that is not supported.
+    /// The server requires an authentication that is not supported.
     #[error("the server offers no connection without authentication")]
     Security,
-    /// The server wants a password, and the client has none.
+    /// The server requires a password, and the client has none.
     #[error("the server wants a password")]
     Password,
     /// A screen without pixels, or one that is too large.
@@ -102,7 +102,7 @@ pub enum Event<'a> {
     Updated,
 }
 
-/// A rectangle whose pixels are coming.
+/// A rectangle whose pixels are being received.
 #[derive(Clone, Copy, Debug)]
 struct Raw {
     x: u16,
@@ -110,7 +110,7 @@ struct Raw {
     /// The current row, and the one behind the last.
     y: u16,
     end: u16,
-    /// Bytes of the current row that came.
+    /// Bytes of the current row that were received.
     at: usize,
 }
 
@@ -118,12 +118,12 @@ struct Raw {
 enum State {
     Version,
     SecurityCount,
-    /// The number of types still to come, and the presence of [`NONE`] and [`VNC`] so far.
+    /// The number of types still to be received, and the presence of [`NONE`] and [`VNC`] so far.
     SecurityTypes(u8, [bool; 2]),
     Challenge,
     SecurityResult,
     ReasonLength,
-    /// The bytes still to come, and those that are kept.
+    /// The bytes still to be received, and those that are kept.
     Reason(u32, Vec<u8>),
     Init,
     Name(u32),
@@ -131,7 +131,7 @@ enum State {
     UpdateHeader,
     Rectangle,
     Pixels(Raw),
-    /// All rectangles of an update came.
+    /// All rectangles of an update were received.
     Updated,
     CutHeader,
     Cut(u32),
@@ -139,7 +139,7 @@ enum State {
 }
 
 impl State {
-    /// Bytes of the header that this state waits for; zero if it takes bytes as they come.
+    /// Bytes of the header that this state waits for; zero if it takes bytes as they arrive.
     fn header(&self) -> usize {
         match self {
             Self::Version => VERSION.len(),
@@ -170,7 +170,7 @@ pub struct Client {
     header: [u8; HEADER_MAX],
     have: usize,
     screen: Size,
-    /// The rectangles of this update that are still to come.
+    /// The rectangles of this update that are still to be received.
     rectangles: u16,
     /// This update has pixels or a size, so the request is answered.
     answered: bool,
@@ -200,7 +200,7 @@ impl Client {
         }
     }
 
-    /// Uses this password where the server wants one. Its first eight bytes count.
+    /// Uses this password where the server requires one. Only its first eight bytes are used.
     #[must_use]
     pub fn with_password(mut self, password: impl Into<Vec<u8>>) -> Self {
         self.password = Some(password.into());
@@ -426,7 +426,7 @@ impl Client {
         }
     }
 
-    /// Handles the bytes between headers, as they come.
+    /// Handles the bytes between headers, as they arrive.
     fn take_body<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Step<'a>, Error> {
         match &mut self.state {
             State::SecurityTypes(left, found) => {

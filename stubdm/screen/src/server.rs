@@ -22,8 +22,8 @@
 //! to its caller once [`INPUTS_MAX`] events wait. The caller holds one [`Picture`] for all viewers
 //! and one piece of at most [`PIECE_MAX`] bytes for each.
 //!
-//! A viewer is one of several. So the wish to be the only one (the shared flag) is ignored: it would
-//! let one viewer disconnect the others. Text for the clipboard is dropped.
+//! A viewer is one of several. So the shared flag, by which a viewer asks to be the only one, is
+//! ignored: it would let one viewer disconnect the others. Text for the clipboard is dropped.
 
 mod damage;
 mod encode;

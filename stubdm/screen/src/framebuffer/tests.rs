@@ -85,7 +85,7 @@ fn another_backend_goes_on_with_the_last_picture() {
         panic!("no resize");
     };
     assert_eq!(geometry.numbers(), [640, 480, 3200, 64]);
-    // The page has the first picture's numbers, and the event is gone.
+    // The page has the first picture's numbers, and the event is not in the ring any more.
     let mut second = frontend.attach().unwrap();
     assert_eq!(second.geometry.numbers(), [800, 600, 3200, 0]);
     second.resize(geometry.numbers()).unwrap();

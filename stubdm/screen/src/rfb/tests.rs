@@ -31,7 +31,8 @@ fn rectangle(place: [u16; 4], encoding: i32, pixels: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A client's view of bytes that come in pieces: a picture, the number of updates, and its answers.
+/// A client's view of bytes that arrive in pieces: a picture, the number of updates, and its
+/// answers.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct View {
     size: Option<Size>,

@@ -13,7 +13,7 @@ pub(super) struct Format {
     shifts: [u8; 3],
     /// A pixel in ZRLE is shorter than elsewhere.
     compact: Compact,
-    /// The viewer wants a colour map.
+    /// The viewer asks for a colour map.
     map: bool,
 }
 

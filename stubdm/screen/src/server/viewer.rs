@@ -17,7 +17,7 @@ pub const HANDSHAKE: Duration = Duration::from_secs(60);
 pub const INPUTS_MAX: usize = 64;
 /// Bytes that one call of [`Viewer::poll_output`] appends, at most.
 pub const PIECE_MAX: usize = 68 << 10;
-/// Bytes of a text for the clipboard, at most. They are dropped as they come.
+/// Bytes of a text for the clipboard, at most. They are dropped as they arrive.
 pub const TEXT_MAX: u32 = 1 << 20;
 
 /// Bytes of answers to fences that wait, about.
@@ -103,7 +103,7 @@ pub enum Input {
     },
 }
 
-/// Why a connection cannot go on.
+/// Why a connection failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ViewerError {
@@ -113,7 +113,7 @@ pub enum ViewerError {
     /// The viewer chose a type of security that was not offered.
     #[error("the viewer chose security type {0}, which was not offered")]
     Security(u8),
-    /// The viewer does not know the password.
+    /// The viewer's password is wrong.
     #[error("the viewer's password is wrong")]
     Password,
     /// The viewer did not authenticate within [`HANDSHAKE`].
@@ -147,13 +147,13 @@ enum State {
     Message,
     PixelFormat,
     EncodingsHeader,
-    /// The encodings still to come, and the result of those that came.
+    /// The encodings still to be received, and the result of those received.
     Encodings(u16, Wishes),
     Request,
     Key,
     Pointer,
     CutHeader,
-    /// The bytes still to come, which are dropped.
+    /// The bytes still to be received, which are dropped.
     Dropped(u32),
     Continuous,
     FenceHeader,
@@ -288,7 +288,7 @@ pub struct Viewer {
     answers: Vec<u8>,
     due: Due,
     wishes: Wishes,
-    /// The size that the viewer knows, and that of the picture when it was last seen.
+    /// The size last sent to the viewer, and that of the picture when it was last seen.
     screen: Size,
     seen: Size,
     converter: Option<Converter>,
@@ -296,8 +296,8 @@ pub struct Viewer {
     format: Option<Format>,
     encoder: Encoder,
     damage: Damage,
-    /// Damage came since the last update began. An update that is not asked for needs it: then the
-    /// number of updates is bounded whatever is left in the list.
+    /// Damage was added since the last update began. An update without a request requires it: so
+    /// the number of updates is bounded whatever is left in the list.
     fresh: bool,
     /// The part of which an update is requested.
     request: Option<Rect>,
@@ -448,7 +448,7 @@ impl Viewer {
     }
 
     /// Releases all keys and buttons that the viewer holds: [`poll_input`](Self::poll_input)
-    /// returns them after what waits already. For a viewer that goes.
+    /// returns them after the events that wait already. For a viewer that disconnects.
     pub fn release_keys(&mut self) {
         self.moved = false;
         for keycode in 0..256 {
@@ -516,7 +516,7 @@ impl Viewer {
         u32::from_be_bytes(self.field(at))
     }
 
-    /// The whole screen, as the viewer knows it.
+    /// Returns the whole screen, of the size last sent to the viewer.
     fn whole(&self) -> Rect {
         Rect {
             x: 0,
@@ -548,7 +548,7 @@ impl Viewer {
                 State::ClientInit
             }
             State::ClientInit => {
-                // The wish to be the only viewer, or not.
+                // The shared flag, which is ignored.
                 (self.authenticated, self.deadline) = (true, None);
                 self.due.server_init = true;
                 State::Message
@@ -638,7 +638,7 @@ impl Viewer {
                 State::Message
             }
             State::SetSize => {
-                // A viewer that does not know the answer would take it for a violation.
+                // A viewer without this encoding would take the answer for a violation.
                 if self.wishes.extended_desktop_size {
                     self.due.extended_size = Some((BY_VIEWER, PROHIBITED));
                 }
@@ -690,7 +690,7 @@ impl Viewer {
         Ok(State::Security)
     }
 
-    /// Goes on with the type of security that both know.
+    /// Continues with the type of security that both sides support.
     fn begin_security(&mut self) -> State {
         if self.options.password.is_some() {
             self.answers.extend(self.challenge);
@@ -732,7 +732,7 @@ impl Viewer {
             width: self.u16(at + 4),
             height: self.u16(at + 6),
         };
-        // Before `ServerInit` was sent a viewer knows no size.
+        // Before `ServerInit` was sent, a viewer has no size.
         area.intersection(&self.whole())
     }
 
@@ -887,8 +887,8 @@ impl Viewer {
         if size == self.screen || !takes || !asked {
             return false;
         }
-        // A part that was asked for is one of a screen that is gone. The viewer's next request is
-        // for the new one; continuous updates go on.
+        // A requested part belongs to the screen before. The viewer's next request is for the new
+        // one; continuous updates continue.
         self.request = None;
         let whole = self.whole();
         self.screen = size;
@@ -906,7 +906,7 @@ impl Viewer {
         true
     }
 
-    /// Begins an update if one is wanted and there is damage.
+    /// Begins an update if one is requested and there is damage.
     fn begin_update(&mut self, picture: &Picture, out: &mut Vec<u8>) -> bool {
         let continuous = self.continuous.filter(|_| self.fresh);
         let area = match (self.request, continuous) {

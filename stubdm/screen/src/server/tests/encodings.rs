@@ -66,7 +66,7 @@ fn large_pictures_come_in_pieces() {
 fn what_is_short_in_zrle_is_one_rectangle() {
     // Text, of which each tile has two colours.
     let text = painted(800, 600, 2, 3, 5);
-    // The same above noise, which comes in pieces of 256 by 64.
+    // The same above noise, which is sent in pieces of 256 by 64.
     let mut mixed = text.clone();
     let noise = painted(800, 300, u32::MAX, 1, 3);
     for y in 0..300 {

@@ -86,7 +86,7 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(message, 0..40).prop_map(|all| all.concat())
 }
 
-/// All that comes of a viewer's bytes in pieces of one size, with its output at the end.
+/// Returns what a viewer's bytes in pieces of one size result in, and its output at the end.
 fn play(bytes: &[u8], size: usize) -> (Vec<Input>, Option<ViewerError>, Vec<u8>) {
     let picture = painted(80, 60, 30, 5, 8);
     let mut viewer = Viewer::new(&options(None), [0; 16], Instant::now());

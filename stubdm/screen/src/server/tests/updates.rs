@@ -43,7 +43,7 @@ fn only_damage_that_was_asked_for_is_sent() {
     decoder.take(&output(&mut viewer, &picture));
     decoder.assert_shows(&picture);
     assert_eq!((decoder.updates, decoder.rectangles), (3, 3));
-    // A part that is asked for anew is sent without damage.
+    // A part that is asked for again is sent without damage.
     send(&mut viewer, &request(false, corner));
     decoder.take(&output(&mut viewer, &picture));
     assert_eq!(decoder.rectangles, 4);
