@@ -1,6 +1,6 @@
-//! The command line: which part of the program is meant, and one line for what is wrong with it.
+//! The command line: selects the part of the program, or reports in one line what is wrong.
 //!
-//! The commands come in groups, each in a file of its own: what it is called, and what runs it.
+//! The commands are in groups, one file each: their names, and the functions that run them.
 
 mod consoled;
 mod qmp;

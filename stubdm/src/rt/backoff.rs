@@ -27,7 +27,7 @@ impl Backoff {
         pause
     }
 
-    /// An attempt went well: the next pause is the first one again.
+    /// Handles a successful attempt: the next pause is the first one again.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

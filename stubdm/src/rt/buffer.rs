@@ -1,11 +1,11 @@
-//! A byte queue with a limit: what does not fit is left where it came from.
+//! A byte queue with a limit: what does not fit stays in its source.
 
 use std::collections::VecDeque;
 
 /// Bytes held for each direction of a session.
 pub const SIZE: usize = 64 << 10;
 
-/// Bytes on their way. Holds up to its limit, plus what [`Buffer::append`] adds in one go.
+/// Bytes on their way. Holds up to its limit, plus what one [`Buffer::append`] adds.
 #[derive(Debug)]
 pub struct Buffer {
     bytes: VecDeque<u8>,
@@ -36,13 +36,13 @@ impl Buffer {
         self.bytes.extend(bytes);
     }
 
-    /// The next bytes to go; may be fewer than all, is empty only when nothing waits.
+    /// Returns the next bytes to write: perhaps fewer than all, empty only when nothing waits.
     pub fn front(&self) -> &[u8] {
         let (first, second) = self.bytes.as_slices();
         if first.is_empty() { second } else { first }
     }
 
-    /// The first `count` bytes are gone.
+    /// Removes the first `count` bytes.
     pub fn consume(&mut self, count: usize) {
         self.bytes.drain(..count.min(self.bytes.len()));
     }

@@ -9,7 +9,7 @@ use crate::rt::text;
 
 /// How many rounds a turn takes before others get theirs.
 pub const ROUNDS: usize = 64;
-/// An idle time after which a process gives up the pages of its machine code.
+/// An idle time after which a process unmaps the pages of its machine code.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// The result of a turn.
@@ -25,13 +25,13 @@ pub enum Progress {
 
 /// A part of the program that works turn by turn and never blocks.
 pub trait Task {
-    /// The events that a turn is wanted for.
+    /// Returns the events that need a turn.
     fn interests(&self) -> Vec<Interest<'_>>;
 
     /// Does all that can be done without waiting.
     ///
     /// # Errors
-    /// The task cannot go on.
+    /// The task failed.
     fn turn(&mut self, now: Instant) -> io::Result<Progress>;
 }
 
@@ -49,8 +49,8 @@ pub trait Stop {
 
 /// Gives `task` its turns until it is done (`None`) or one of `stops` has a reason.
 ///
-/// A task that waits for nothing but events is idle. After a second of that the process gives up
-/// the pages of its machine code ([`text::release`]), and sleeps on until an event comes.
+/// A task that waits only for events is idle. After an idle second the process unmaps the pages of
+/// its machine code ([`text::release`]), and sleeps until an event arrives.
 ///
 /// # Errors
 /// The task's, a stop's, or the system's.
@@ -77,7 +77,7 @@ pub fn run(task: &mut dyn Task, stops: &mut [&mut dyn Stop]) -> io::Result<Optio
     }
 }
 
-/// Stops when the other end of a socket is gone.
+/// Stops when the other end of a socket is closed.
 #[derive(Debug)]
 pub struct HangUp<'a>(pub BorrowedFd<'a>);
 

@@ -1,10 +1,9 @@
 //! A descriptor that the parent process left open and named on the command line by its number.
 //!
 //! # Safety
-//! `vchan-socket-proxy`'s command line takes a descriptor number, and a bare number can be made
-//! into a descriptor only by an unsafe call: nothing in the language says that it is open and
-//! whose it is. The number is borrowed just long enough to duplicate it, so nothing is ever
-//! closed that this program did not open.
+//! `vchan-socket-proxy`'s command line takes a descriptor number, and a bare number becomes a
+//! descriptor only by an unsafe call: the language cannot check that it is open, nor its owner. The
+//! number is borrowed just long enough to duplicate it, so this program closes only what it opened.
 #![allow(unsafe_code)]
 
 use std::io;

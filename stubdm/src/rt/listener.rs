@@ -176,7 +176,7 @@ impl Listener {
         self.rest
     }
 
-    /// Returns the descriptor to wait for, if a client may come.
+    /// Returns the descriptor to wait for, if another client may connect.
     pub fn interest(&self) -> Option<Interest<'_>> {
         let rests = self.rest.is_some();
         (!rests).then(|| (self.listener.as_fd(), PollFlags::POLLIN))

@@ -26,7 +26,7 @@ pub const WORKER: Size = Size {
     burst: 1 << 20,
     each_second: 4 << 10,
 };
-/// Bytes more for what the broker says of it.
+/// Additional bytes for the broker's own lines.
 pub const OWN: Size = Size {
     life: 4 << 20,
     burst: 256 << 10,
@@ -44,7 +44,7 @@ static FILE: Mutex<Option<AppendFile>> = Mutex::new(None);
 /// Follows the file that stderr is, if it is one: others rotate it. To be called once, by a process
 /// that runs for months.
 pub fn follow() {
-    // Every write goes to the end, wherever that is by then.
+    // Every write appends to the end at that time.
     let append = || {
         let stderr = io::stderr();
         let flags = OFlag::from_bits_retain(fcntl(&stderr, FcntlArg::F_GETFL).ok()?);
@@ -78,7 +78,7 @@ fn put(bytes: &[u8]) {
 }
 
 /// Limits this process's own lines to [`OWN`], for good. The bytes that a log file has already
-/// count: starting anew is no new budget. Returns the budget for what the worker says.
+/// count: a restart gets no new budget. Returns the budget for the worker's lines.
 pub fn limit(now: Instant) -> Budget {
     let stderr = io::stderr();
     let file = fstat(stderr.as_fd())
@@ -147,8 +147,8 @@ fn one(event: &[u8]) -> String {
     line
 }
 
-/// Sends the log to stderr: everything if `verbose`, otherwise what a person wants to know.
-/// A second call changes nothing.
+/// Sends the log to stderr: everything if `verbose`, otherwise the levels from info on. A second
+/// call changes nothing.
 pub fn to_stderr(verbose: bool) {
     let level = if verbose { Level::DEBUG } else { Level::INFO };
     let subscriber = tracing_subscriber::fmt()

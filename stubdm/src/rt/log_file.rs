@@ -1,6 +1,6 @@
 //! A file that is appended to for months, while others move, cut and remove it.
 //!
-//! Every write goes to the file's end, wherever that is by then: a file that was cut (`logrotate`'s
+//! Every write appends to the file's end at that time: a file that was cut (`logrotate`'s
 //! `copytruncate`) has no hole. When the file is no longer at its path, a new one is begun there.
 //! Each write checks that first, at most once every [`LOOK`].
 

@@ -1,21 +1,21 @@
-//! How much of what QEMU says goes into the log: a burst, and then a trickle.
+//! Limits how much of QEMU's output is logged: a burst, and then a trickle.
 //!
-//! The log is a file in domain 0 that grows as long as the stubdomain lives. A guest that makes
-//! QEMU talk must not be able to fill domain 0's disk. Output left out is counted, and the count is
+//! The log is a file in domain 0 that grows while the stubdomain lives. A guest that makes QEMU
+//! write must not be able to fill domain 0's disk. Output left out is counted, and the count is
 //! logged.
 
 use std::time::{Duration, Instant};
 
 use crate::rt::token_bucket::TokenBucket;
 
-/// Bytes that may come at once.
+/// Bytes that may be logged at once.
 pub const BURST: u64 = 64 << 10;
-/// Bytes that may come each second in the long run: some 20 MB a day.
+/// Bytes that may be logged each second in the long run: some 20 MB a day.
 pub const EACH_SECOND: u64 = 256;
-/// The budget that must be there again before anything passes after something did not.
+/// After a line was left out: the budget required before the next line is logged.
 const AGAIN: u64 = 4 << 10;
 
-/// Whether a line goes into the log.
+/// The decision whether a line is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It does.
@@ -107,7 +107,7 @@ mod tests {
             "{passed} of {most}"
         );
         assert_eq!(passed / 100 + reported + limit.dropped(), HOUR * 100);
-        // It neither stops for ever nor at every line.
+        // It stops neither forever nor at every line.
         assert!((10..HOUR / 10).contains(&stops), "{stops} stops");
     }
 

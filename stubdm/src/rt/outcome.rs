@@ -49,7 +49,7 @@ impl Outcome {
         self.stream.interest(true, false)
     }
 
-    /// The outcome; `None` while the work goes on.
+    /// Returns the outcome; `None` while the work continues.
     pub fn poll(&mut self) -> Option<Result<(), String>> {
         let mut message = [0; 1 + WHY_MAX];
         let count = match self.stream.read(&mut message) {

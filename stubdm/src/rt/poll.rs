@@ -15,8 +15,8 @@ pub fn readable(fd: BorrowedFd<'_>) -> Interest<'_> {
     (fd, PollFlags::POLLIN)
 }
 
-/// Sleeps until one of the descriptors has something, or the deadline has come. Which of them it
-/// was is not told: after every wake-up each part of the program looks at its own.
+/// Sleeps until one of the descriptors is ready or the deadline has passed. Does not return which
+/// one: after every wake-up each part of the program checks its own.
 ///
 /// # Errors
 /// The system's. A signal is no error and ends the sleep.
@@ -57,7 +57,7 @@ pub fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     }
 }
 
-/// Whether the other side of a socket or pipe is gone altogether.
+/// Returns whether the other side of a socket or pipe is closed in both directions.
 pub fn hung_up(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::empty())];
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;

@@ -28,7 +28,7 @@ impl Signals {
         Ok(Self { fd })
     }
 
-    /// The next signal that has come, if any.
+    /// Returns the next pending signal, if any.
     ///
     /// # Errors
     /// The system's.

@@ -27,7 +27,7 @@ pub enum Read {
     Bytes(usize),
     /// Nothing now.
     Nothing,
-    /// The other side will say nothing more.
+    /// The other side will send nothing more.
     End,
 }
 
@@ -131,7 +131,7 @@ impl Stream {
         self.output.is_none()
     }
 
-    /// Whether [`Read::End`] was told.
+    /// Returns whether [`Read::End`] was returned.
     pub fn has_ended(&self) -> bool {
         self.ended
     }

@@ -29,8 +29,8 @@ pub fn find() {
     TEXT.get_or_init(|| text_in(lines(File::open("/proc/self/maps").ok()?)));
 }
 
-/// Unmaps the pages of the machine code; each comes back from the page cache when it is run.
-/// Without [`find`] before it, or where the kernel refuses, nothing changes.
+/// Unmaps the pages of the machine code; the kernel maps each again from the page cache when it is
+/// run. Without [`find`] before it, or where the kernel refuses, nothing changes.
 pub fn release() {
     if let Some(Some(text)) = TEXT.get() {
         let start = with_exposed_provenance_mut(text.start);

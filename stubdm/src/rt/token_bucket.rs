@@ -14,7 +14,7 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// A full bucket of `size` tokens, to which `amount` come `every` so often.
+    /// Returns a full bucket of `size` tokens, to which each period `every` adds `amount`.
     pub fn new(size: u64, amount: u64, every: Duration, now: Instant) -> Self {
         Self {
             size,
@@ -25,7 +25,7 @@ impl TokenBucket {
         }
     }
 
-    /// Adds the tokens that have come by `now`.
+    /// Adds the tokens due by `now`.
     pub fn fill(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.filled);
         let every = self.every.as_nanos().max(1);
@@ -52,7 +52,7 @@ impl TokenBucket {
         self.left = self.left.saturating_sub(count);
     }
 
-    /// When the next tokens come.
+    /// Returns when the next tokens are due.
     pub fn next(&self) -> Instant {
         self.filled + self.every
     }

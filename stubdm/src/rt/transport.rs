@@ -1,9 +1,10 @@
 //! Anything that carries a session's bytes: a vchan, or in tests whatever stands in for one.
 //!
-//! A vchan's descriptor says only *that something happened*: after [`Transport::acknowledge`] the
-//! rings are to be looked at. [`Transport::try_read`] and [`Transport::try_write`] ask for the next
-//! notification when they answer `WouldBlock`, so a loop that tries until then may sleep in `poll`.
-//! A loop that did not try gets no notification, not even that a client came or the peer left.
+//! A vchan's descriptor reports only *that something happened*: check the rings after
+//! [`Transport::acknowledge`]. [`Transport::try_read`] and [`Transport::try_write`] request the
+//! next notification when they return `WouldBlock`, so a loop that tries until then may sleep in
+//! `poll`. A loop that did not try gets no notification, not even of a client that connected or a
+//! peer that left.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -32,8 +33,8 @@ pub trait Transport {
     /// The system's; the transport is of no more use.
     fn acknowledge(&mut self) -> io::Result<()>;
 
-    /// When [`Transport::acknowledge`] is wanted although the descriptor is silent: events of a
-    /// peer that rings for nothing are held back until then.
+    /// Returns when [`Transport::acknowledge`] is due although the descriptor is not readable:
+    /// events of a peer that rings for nothing are held back until then.
     fn deadline(&self) -> Option<Instant> {
         None
     }
@@ -60,7 +61,7 @@ pub trait Transport {
     /// How many written bytes the peer has not taken yet.
     fn unread(&mut self) -> usize;
 
-    /// For a server whose client is gone: forgets all of that session and waits for the next.
+    /// For a server whose client has left: forgets all of that session and waits for the next.
     ///
     /// # Errors
     /// The system's, or that the rings cannot be made fit for another client.
@@ -78,6 +79,6 @@ pub trait Connect {
     /// `NotFound` while there is no server; anything else for what else went wrong.
     fn connect(&mut self) -> io::Result<Self::Transport>;
 
-    /// Whether a server can still come: its domain exists.
+    /// Returns whether a server can still appear: its domain exists.
     fn may_come(&mut self) -> bool;
 }

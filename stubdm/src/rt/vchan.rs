@@ -41,7 +41,7 @@ impl Vchan {
         }
     }
 
-    /// Sends the marker if it has not gone out.
+    /// Sends the marker if it has not been sent.
     fn send_marker(&mut self) -> io::Result<()> {
         if let Some(marker) = self.marker {
             self.channel.try_write(&[marker])?;
