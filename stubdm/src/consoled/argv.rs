@@ -92,7 +92,7 @@ pub fn recognise(args: &[OsString]) -> Option<Wanted> {
                 flag(&mut given.idle[1])?;
             }
             "-name" => {
-                // `NAME,process=…` and the like would be a wish.
+                // `NAME,process=…` and the like would be an option that is not supported.
                 if value()?.as_bytes().contains(&b',') {
                     return None;
                 }

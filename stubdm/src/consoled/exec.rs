@@ -2,11 +2,10 @@
 //!
 //! The real QEMU is the file of the same name with one of [`SUFFIXES`] behind it, where
 //! `dpkg-divert` or an administrator put it. It gets the arguments, the environment and the
-//! descriptors as they came, this process and, where that can be, the path (`keep_path.rs`). For
-//! a screen, a QEMU from 9.1 on gets more arguments (`frame_buffer.rs`). Where there is no real
-//! QEMU, libxl's question for QEMU's options is answered here (`probe.rs`). The console server runs
-//! as `stubdm-run consoled`, in this process as well, so a list of QEMUs in dom0 shows real ones
-//! only.
+//! descriptors unchanged, this process and, where possible, the path (`keep_path.rs`). For a
+//! screen, a QEMU from 9.1 on gets more arguments (`frame_buffer.rs`). Where there is no real QEMU,
+//! `probe.rs` answers libxl's question for QEMU's options. The console server runs as `stubdm-run
+//! consoled`, in this process as well, so a list of QEMUs in dom0 shows real ones only.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -44,7 +43,7 @@ pub struct ExecOptions {
     pub arguments: Vec<OsString>,
 }
 
-/// Whether a program of this name is a device model of libxl's.
+/// Returns whether a program of this name is a libxl device model.
 pub fn is_device_model(name: &OsStr) -> bool {
     let name = name.to_str().unwrap_or_default();
     ["qemu-system-i386", "qemu-system-x86_64"]

@@ -65,7 +65,7 @@ pub fn mount_over(real: &Path, path: &Path) -> Result<()> {
         None::<&str>,
     )
     .context(path.display())?;
-    // Else the launcher would start itself for ever.
+    // Else the launcher would start itself forever.
     let same = |a: Metadata, b: Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
     let real = metadata(real).context(real.display())?;
     match same(real, metadata(path).context(path.display())?) {

@@ -15,7 +15,7 @@ use tracing::warn;
 use crate::libxl::output::with_suffix;
 use crate::rt::log_file::AppendFile;
 
-/// The largest log of a console unless said otherwise, in bytes.
+/// The default limit of a console's log, in bytes.
 pub const LIMIT: u64 = 16 << 20;
 
 /// The mode of a new log: as QEMU's umask leaves it on most hosts, and no wider on any.
@@ -62,7 +62,7 @@ impl LogFile {
         self.file.cut(before, most)
     }
 
-    /// Writes all of `bytes`, or says in our own log why not.
+    /// Writes all of `bytes`, or logs why not.
     pub fn take(&mut self, bytes: &[u8]) {
         if let Err(error) = self.file.follow(Instant::now()) {
             let path = self.file.path().display();

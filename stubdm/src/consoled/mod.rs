@@ -30,8 +30,8 @@
 //!
 //! Write anything to its rings and its own nodes, at any speed. The bytes kept of it have limits: a
 //! log and the one before it, one state, the newest of what nobody reads on a pty. One turn of the
-//! loop takes a bounded part from each console. Where the bytes go is read from nodes that dom0
-//! owns; a node of that name that the stubdomain may write to is not believed.
+//! loop takes a bounded part from each console. The places for the bytes are read from nodes that
+//! dom0 owns; a node of that name that the stubdomain may write to is ignored.
 
 pub mod argv;
 pub mod exec;

@@ -12,7 +12,7 @@ use crate::rt::stream::{Read, Stream};
 
 /// How many clients may be connected at one time; libxl is one, and asks alone.
 const CLIENTS: usize = 8;
-/// A client that takes nothing of this much, in bytes, is let go.
+/// A client that leaves this many bytes unread is disconnected.
 const BACKLOG: usize = 256 << 10;
 
 /// A listening socket with its clients.
@@ -47,7 +47,7 @@ impl QmpSocket {
         })
     }
 
-    /// Takes in who has come, answers what was asked. Returns whether somebody asked for the end.
+    /// Accepts clients and answers their commands. Returns whether one sent `quit`.
     pub fn turn(&mut self, facts: &Facts, now: Instant) -> bool {
         while self.clients.len() < CLIENTS {
             let Some(fd) = self.listener.accept(now) else {

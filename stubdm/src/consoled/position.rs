@@ -1,5 +1,5 @@
-//! The position up to which a console has been written, in a small file: another `consoled` goes on
-//! there.
+//! The position up to which a console has been written, in a small file: another `consoled`
+//! continues there.
 //!
 //! ```text
 //!   copy from the ring ──▶ write to the sink ──▶ write the position ──▶ give the ring's room back
@@ -63,7 +63,7 @@ pub struct StatePosition {
     pub kind: u32,
     /// The checksum so far.
     pub crc: u32,
-    /// The bytes left of the place; of a header, those that have come.
+    /// The bytes left of the place; of a header, those that were received.
     pub left: u64,
     /// The header, or its first bytes.
     pub head: [u8; HEADER],

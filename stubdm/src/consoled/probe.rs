@@ -25,7 +25,7 @@ use crate::consoled::qmp::{Facts, Session};
 use crate::rt::error::{Context, Failure, Result};
 use crate::rt::fd::duplicate;
 
-/// The longest pause of libxl's between two steps; it gives up after 60 s itself.
+/// The longest pause between two steps of libxl; libxl itself times out after 60 s.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The words before the socket's, in libxl's order.

@@ -95,7 +95,7 @@ impl Pty {
         }
     }
 
-    /// Returns the events to wait for: typed bytes if `wanted`, room if bytes wait.
+    /// Returns the events to wait for: typed bytes if `wanted`, room to write if bytes wait.
     pub fn interests(&self, wanted: bool) -> Vec<Interest<'_>> {
         if self.failed {
             return Vec::new();

@@ -95,7 +95,7 @@ impl Session {
         greeting(RELEASE, PACKAGE)
     }
 
-    /// Takes what came and gives the answers.
+    /// Handles received bytes and returns the answers.
     pub fn push(&mut self, bytes: &[u8], facts: &Facts) -> Vec<u8> {
         let mut found = Vec::new();
         self.lines.push(bytes, |line| found.push(line));

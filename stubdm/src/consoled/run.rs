@@ -1,11 +1,11 @@
 //! Serving a domain's consoles, from the first file opened to the last byte written.
 //!
-//! Readiness comes last: libxl takes the word `running` as the sign that files may be removed and
-//! that QMP answers. The end comes by SIGHUP, SIGTERM or SIGINT, by `quit`, or with the domain;
-//! what is still in the rings is taken out first, so that a domain's last words are in its log. The
-//! states in the store stay as they are then: the domain is about to go, or another `consoled` goes
-//! on with the same rings. One that was killed is started again ([`crate::supervise`]), and goes on
-//! at the byte where it stopped ([`super::position`]).
+//! Readiness is reported last: after the word `running`, libxl removes files and expects answers by
+//! QMP. SIGHUP, SIGTERM, SIGINT, `quit` or the end of the domain ends the loop. The bytes still in
+//! the rings are taken out first, so that a domain's last words are in its log. The states in the
+//! store are left as they are: the domain is about to end, or another `consoled` continues with the
+//! same rings. One that was killed is started again ([`crate::supervise`]), and continues at the
+//! byte where it stopped ([`super::position`]).
 
 use std::io;
 use std::path::PathBuf;
@@ -108,7 +108,7 @@ pub fn run_on(
     serve(&xen, &store, options, &found)
 }
 
-/// Serves `found`, and says that it does as QEMU would.
+/// Serves `found`, and reports readiness as QEMU does.
 ///
 /// # Errors
 /// Fails if it cannot start, with the reason.

@@ -176,7 +176,7 @@ fn select(monitor: &mut QemuMonitor, deadline: Instant) -> Result<()> {
 struct QemuMonitor {
     stream: Stream,
     qmp: Qmp,
-    /// Its greeting came and was answered.
+    /// Its greeting was received and answered.
     ready: bool,
 }
 
@@ -290,7 +290,7 @@ mod tests {
         (QemuMonitor::new(ours.into()).unwrap(), theirs)
     }
 
-    /// Negotiates as QEMU; returns the descriptor that comes with `getfd`.
+    /// Negotiates as QEMU; returns the descriptor sent with `getfd`.
     fn take_socket(qemu: &mut UnixStream) -> UnixStream {
         qemu.write_all(b"{\"QMP\": {\"version\": {}}}\r\n").unwrap();
         let mut line = String::new();

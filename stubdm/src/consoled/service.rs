@@ -1,5 +1,4 @@
-//! One console: what comes out of its ring goes to its sink, and what the sink has goes into the
-//! ring.
+//! One console: copies bytes from its ring to its sink, and from the sink to the ring.
 
 use std::path::Path;
 use std::time::Instant;
@@ -36,7 +35,7 @@ pub struct Service {
     complaints: u32,
     /// Whether the domain reads what is sent.
     readiness: Readiness,
-    /// The store has failed: the ring goes on without.
+    /// The store has failed: the ring continues without it.
     deaf: bool,
     progress: Option<Progress>,
 }
@@ -60,16 +59,16 @@ pub struct Place<'a> {
     pub folder: &'a Path,
     /// The domain's UUID.
     pub uuid: &'a str,
-    /// Another `consoled` served the same console before: go on where it stopped.
+    /// Another `consoled` served the same console before: continue where it stopped.
     pub resume: bool,
 }
 
 impl Service {
-    /// Opens the console's sink, says its terminal's name in the store, and takes on the console. A
-    /// log is limited to `limit` bytes.
+    /// Opens the console's sink, writes its terminal's name to the store, and takes on the console.
+    /// A log is limited to `limit` bytes.
     ///
     /// # Errors
-    /// The sink's, the store's.
+    /// Fails if the sink cannot be opened, or the store fails.
     pub fn open(
         xen: &Xen,
         store: &Store,
@@ -120,7 +119,7 @@ impl Service {
         })
     }
 
-    /// Forgets how far it was written: the domain is gone.
+    /// Removes the position up to which it was written: the domain does not exist any more.
     pub fn forget(&mut self) {
         if let Some(progress) = self.progress.take() {
             progress.file.remove();
@@ -132,7 +131,7 @@ impl Service {
         self.backend.number()
     }
 
-    /// Where its bytes go.
+    /// Returns the console's sink.
     pub fn sink(&self) -> &Sink {
         &self.sink
     }
@@ -157,13 +156,13 @@ impl Service {
         }
         let moved = self.pass();
         if moved.is_ok() && state == XenbusState::Closing && self.backend.is_connected() {
-            // Bytes it wrote before have been taken out above, unless it goes on writing.
+            // Bytes it wrote before have been taken out above, unless it still writes.
             if moved == Ok(true) {
                 return true;
             }
             match self.backend.let_go() {
                 Ok(mut back) => {
-                    // More than that was never sent, whatever the ring says.
+                    // More than that was never sent, whatever the ring's indices are.
                     back.truncate(PENDING.saturating_sub(self.pending.len()));
                     drop(self.pending.splice(0..0, back));
                 }

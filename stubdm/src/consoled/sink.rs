@@ -1,4 +1,4 @@
-//! Where one console's bytes go, and where those for it come from. Nothing here waits.
+//! The destination of one console's bytes, and the source of those for it. Nothing here blocks.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -24,14 +24,14 @@ pub enum Sink {
     Log(LogFile),
     /// Saved states.
     State(StateFile),
-    /// A file to be read once; what comes the other way is left out.
+    /// A file to be read once; bytes from the console are dropped.
     Source(Option<File>),
     /// A terminal.
     Pty(Box<Pty>),
 }
 
 impl Sink {
-    /// Opens what `output` says for the console of that number. A log is limited to `limit` bytes.
+    /// Opens what `output` names for the console of that number. A log is limited to `limit` bytes.
     /// Files are emptied unless they are `kept`.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl Sink {
         }
     }
 
-    /// The file that the domain's bytes go to, if it is one.
+    /// Returns the file of the domain's bytes, if the sink is one.
     pub fn file(&self) -> Option<&AppendFile> {
         match self {
             Self::Log(log) => Some(log.file()),

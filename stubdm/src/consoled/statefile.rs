@@ -1,15 +1,15 @@
 //! Console 1: the file libxl takes a saved device model's state from.
 //!
 //! libxl reads the file whole as soon as QEMU in the stubdomain has answered, and removes it when a
-//! save has failed; it never empties it. dom0's QEMU appends every state to it, and goes on writing
+//! save has failed; it never empties it. dom0's QEMU appends every state to it, and keeps writing
 //! to the removed one. Here each *record* of ours (see [`crate::libxl::state_record`]) begins the
-//! file anew, at its path, so that it holds one state: the last. Its filler is not written: from
-//! the record's last byte on the file does not change, and the filler on the ring tells the
-//! stubdomain that it has been written.
+//! file again, at its path, so that it holds one state: the last. Its filler is not written: from
+//! the record's last byte on the file does not change, and once the ring has taken the whole
+//! filler, the record has been written.
 //!
-//! A stream that is no record (another stubdomain's) is appended as it comes. Either way the file
-//! is no longer than [`STATE_MAX`] and a header: a record cannot say more, and what follows of
-//! other streams is left out.
+//! A stream that is no record (another stubdomain's) is appended as it arrives. Either way the file
+//! is no longer than [`STATE_MAX`] and a header: a record cannot declare more, and what follows of
+//! other streams is dropped.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -30,7 +30,7 @@ const LINES: u32 = 100;
 /// Where in the stream we are.
 #[derive(Debug)]
 enum Place {
-    /// Before a record; what has come of its header.
+    /// Before a record: the received bytes of its header.
     Before(Vec<u8>),
     /// In the state: what is left of it.
     State {
@@ -50,7 +50,7 @@ pub struct StateFile {
     file: AppendFile,
     size: u64,
     place: Place,
-    /// Why what comes is not written any more: until the next record.
+    /// Input is dropped until the next record.
     broken: bool,
     /// Lines logged.
     lines: u32,
@@ -65,7 +65,7 @@ impl StateFile {
         Self::open(path, false)
     }
 
-    /// Opens it, to go on with what is in it if it is `kept`.
+    /// Opens the file; keeps its contents and continues them if `kept`.
     ///
     /// # Errors
     /// The system's.
@@ -127,7 +127,7 @@ impl StateFile {
         };
     }
 
-    /// Takes what came, to the last byte; what cannot be written is said in our own log.
+    /// Takes all of `bytes`; logs what cannot be written.
     pub fn take(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             bytes = self.step(bytes);

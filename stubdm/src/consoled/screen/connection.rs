@@ -82,7 +82,7 @@ impl Connection {
         self.stream.interest(self.unread.is_empty(), writes)
     }
 
-    /// Reads and writes what can be; keys and pointer go to `input`.
+    /// Reads and writes what is possible without blocking; adds keys and pointer to `input`.
     ///
     /// # Errors
     /// The viewer violates the protocol, or the connection fails.
@@ -131,7 +131,7 @@ impl Connection {
         passed
     }
 
-    /// Writes a piece, or what is left of one; returns whether any byte went.
+    /// Writes a piece, or what is left of one; returns whether any byte was written.
     fn send(&mut self, picture: &Picture) -> io::Result<bool> {
         if self.piece.is_empty() && !self.core.poll_output(picture, &mut self.piece) {
             return Ok(false);
@@ -146,7 +146,8 @@ impl Connection {
         Ok(count > 0)
     }
 
-    /// Gives the core what came; `None` if the viewer left, else whether it took any byte.
+    /// Passes received bytes to the core. Returns `None` if the viewer left, else whether the core
+    /// took any byte.
     fn receive(&mut self) -> io::Result<Option<bool>> {
         if self.unread.is_empty() {
             let mut buffer = [0; CHUNK];

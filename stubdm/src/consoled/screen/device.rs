@@ -51,7 +51,7 @@ pub(super) struct Device {
     unwritten: Option<XenbusState>,
     /// The nodes that the frontend published.
     offer: Option<Front>,
-    /// The frontend wants its pages back.
+    /// The frontend is closing and waits for its pages to be unmapped.
     closing: bool,
     complaints: u32,
 }
@@ -78,7 +78,7 @@ impl Device {
         Ok(device)
     }
 
-    /// Returns what the frontend published, if it still wants that to be used.
+    /// Returns what the frontend published, until it closes.
     pub(super) fn offer(&self) -> Option<&Front> {
         self.offer.as_ref()
     }
@@ -112,8 +112,8 @@ impl Device {
         self.write_state()
     }
 
-    /// Reads the nodes that the frontend published. A frontend whose nodes cannot be used is refused
-    /// until it begins anew.
+    /// Reads the nodes that the frontend published. A frontend with unusable nodes is refused until
+    /// it begins again.
     fn read_offer(&mut self) -> xen_store::Result<()> {
         let read = |name: &str| {
             let value = self
@@ -165,7 +165,8 @@ impl Device {
         self.write_state()
     }
 
-    /// Notes that no process has the frontend's pages, for a frontend that wants them back.
+    /// Records that no process has mapped the frontend's pages, and answers a frontend that is
+    /// closing.
     ///
     /// # Errors
     /// The store's.
@@ -273,7 +274,7 @@ mod tests {
             }
         }
 
-        /// Turns until the watch's event came: `holds` is true.
+        /// Turns until the watch's event was handled: `holds` is true.
         fn until(&mut self, device: &mut Device, holds: impl Fn(&Device) -> bool) {
             for _ in 0..500 {
                 self.now += Duration::from_secs(2);

@@ -46,7 +46,7 @@ pub struct Front {
     pub page: u64,
     /// Its event channel.
     pub port: u32,
-    /// It wants the pointer's positions.
+    /// It receives the pointer's positions.
     pub absolute: bool,
     /// Its node `protocol`.
     pub protocol: Option<String>,
@@ -138,7 +138,7 @@ pub fn run(given: &Given) -> Result<()> {
     text::find();
     let ipc = fd::duplicate(given.ipc).context("the socket to consoled")?;
     let ipc = IpcSocket::new(ipc);
-    // Its end is what `consoled` waits for, so the reason goes out before.
+    // `consoled` waits for the end of this process, so the reason is sent before.
     let result = serve(given, &ipc);
     if let Err(failure) = &result {
         log::complain(failure);

@@ -9,8 +9,8 @@ use crate::proxy::ipc::{IpcSocket, Received};
 use crate::rt::poll::{Interest, readable};
 use crate::rt::token_bucket::TokenBucket;
 
-/// Reports at once, and the time of each one after them: viewers that come and go, and sizes, 4 a
-/// second.
+/// Reports at once, and the time of each one after them. A report is a viewer that connects or
+/// leaves, or a size, of which there are 4 a second.
 const BURST: u64 = 100;
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -50,12 +50,12 @@ impl Reports {
         self.ipc.send(message)
     }
 
-    /// The event of a report, if one may come.
+    /// Returns the event of a report, if one may be read now.
     pub(super) fn interest(&self) -> Option<Interest<'_>> {
         self.next.is_none().then(|| readable(self.ipc.as_fd()))
     }
 
-    /// When reports may come again.
+    /// Returns when reports may be read again.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.next
     }

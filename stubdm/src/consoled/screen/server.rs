@@ -85,7 +85,7 @@ pub struct ScreenServer {
     name: String,
     vfb: Device,
     vkbd: Option<Device>,
-    /// The store has failed: what is connected goes on without.
+    /// The store has failed: what is connected continues without it.
     storeless: bool,
     listener: TcpListener,
     address: SocketAddr,
@@ -219,8 +219,8 @@ impl ScreenServer {
         &self.viewers
     }
 
-    /// Sets the password for viewers that come from now on: its first eight bytes count, and an
-    /// empty one lets nobody in. Returns whether viewers need one at all.
+    /// Sets the password for viewers that connect from now on. Only its first eight bytes are used,
+    /// and an empty one admits nobody. Returns whether viewers need one at all.
     pub fn set_password(&mut self, password: &[u8]) -> bool {
         if !self.locked {
             return false;
@@ -349,7 +349,7 @@ impl ScreenServer {
 
     fn manage(&mut self, now: Instant) {
         let wanted = self.wanted(now);
-        // A frontend that begins anew has its first picture.
+        // A frontend that begins again has its first picture.
         let front = self.vfb.offer();
         let same = |mode: FrontMode| front.is_some_and(|front| mode.is_of(front));
         if !self.mode.is_some_and(same) {

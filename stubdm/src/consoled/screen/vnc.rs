@@ -124,8 +124,8 @@ fn listen_again(address: IpAddr, port: u16) -> io::Result<TcpListener> {
 fn listen(address: IpAddr, port: u16) -> io::Result<TcpListener> {
     let listener = TcpListener::bind((address, port))?;
     listener.set_nonblocking(true)?;
-    // Connections inherit both: small messages are not held back, and a viewer whose host is gone
-    // is noticed.
+    // Connections inherit both: small messages are not held back, and a viewer whose host has
+    // disappeared is noticed.
     setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
     setsockopt(&listener, sockopt::KeepAlive, &true)?;
     Ok(listener)

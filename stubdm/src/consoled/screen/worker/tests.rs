@@ -272,7 +272,7 @@ fn a_picture_of_another_size_follows_and_one_that_cannot_be_is_refused() {
         let size = viewer.picture().size;
         assert_eq!((size.width, size.height), (32, 16), "{number}");
     }
-    // Another process goes on with the last one.
+    // Another process continues with the last one.
     let expected = Report::Mode(Mode([32, 16, 128, 8]));
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -399,7 +399,7 @@ fn a_frontend_that_breaks_a_ring_ends_the_process_or_its_keyboard() {
     viewer.client.key(true, 30);
     let deadline = Instant::now() + PATIENCE;
     assert!(viewer.run_until(deadline, |_| true).unwrap());
-    // The screen goes on.
+    // The screen continues.
     guest.paint((2, 2), 0x31, (0, 48));
     sees(&mut viewer, (2, 2), 0x31);
     let cons = guest.page.number(8);
