@@ -10,7 +10,7 @@
 //! ```
 //!
 //! An empty drive is a disk of no size to libxl and gets its fdset as well. A drive's first medium
-//! is opened by QEMU by name. We keep no descriptor of our own: kernels of old do not let a disk go
+//! is opened by QEMU by name. We keep no descriptor of our own: old kernels do not remove a disk
 //! that somebody has open. (`tools/libs/light/libxl_disk.c`, `docs/misc/stubdom.txt`.)
 
 use std::collections::VecDeque;
@@ -28,7 +28,7 @@ use tracing::{info, warn};
 
 use crate::rt::stream::Stream;
 
-/// The kernel's own messages; a device manager's would come as group 2.
+/// The group of the kernel's own messages; a device manager's are in group 2.
 const KERNEL: u32 = 1;
 /// The longest message there is (`UEVENT_BUFFER_SIZE` of the kernel).
 const MESSAGE_MAX: usize = 2048 + 256;
@@ -53,7 +53,7 @@ pub struct Drives {
 }
 
 impl Drives {
-    /// Listens for the kernel's words about new disks; `None` without drives.
+    /// Subscribes to the kernel's messages about new disks; `None` without drives.
     ///
     /// # Errors
     /// The system's.
@@ -72,7 +72,7 @@ impl Drives {
         }))
     }
 
-    /// Readable when a disk may have come.
+    /// Readable when a disk may have been added.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
     }
@@ -100,7 +100,7 @@ impl Drives {
     }
 
     /// Hands the next medium to QEMU, over a monitor on which no command is open: QEMU keeps only
-    /// the descriptor that came last. `true` if a command was given.
+    /// the descriptor received last. Returns `true` if a command was sent.
     pub fn offer(&mut self, monitor: &mut Stream, client: &mut Client) -> bool {
         let (medium, path, file) = loop {
             let Some(medium) = self.arrived.pop_front() else {
@@ -109,7 +109,7 @@ impl Drives {
             let path = format!("/dev/{}", medium.disk);
             match File::open(&path) {
                 Ok(file) => break (medium, path, file),
-                // It has gone again.
+                // The disk was removed again.
                 Err(error) => warn!("{path}, for drive {}: {error}", medium.drive),
             }
         };
@@ -128,7 +128,7 @@ impl Drives {
     }
 }
 
-/// The medium that a message of the kernel's tells of, if it came into one of these drives.
+/// Returns the medium that a kernel message reports, if it was added to one of these drives.
 ///
 /// A message is `add@/devices/vbd-5632/block/xvdc`, and then `KEY=value` words, each ended by a
 /// NUL.

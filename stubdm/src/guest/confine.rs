@@ -1,5 +1,4 @@
-//! Takes from QEMU: root, capabilities, new privileges, namespaces, a writable root, the kernel's
-//! log.
+//! Confines QEMU: no root, capabilities, new privileges, namespaces, writable root or kernel log.
 //!
 //! QEMU parses what the guest makes up. The hypervisor ties this domain to its guest; in here QEMU
 //! runs as a user of its own who owns the devices it needs and nothing else. Switching to that user
@@ -11,8 +10,8 @@
 //! domain (`/proc/sys/user/max_*_namespaces`), and [`seccomp`] refuses QEMU the calls that make
 //! one, among others.
 //!
-//! QEMU stays root where the administrator wants it to. It keeps its capabilities then; the rest
-//! holds for it as well. [`pci::broker`](crate::guest::pci::broker) does for it what PCI devices of
+//! QEMU stays root where the administrator configures that. It keeps its capabilities then; the
+//! rest still applies. [`pci::broker`](crate::guest::pci::broker) does for it what PCI devices of
 //! the guest's own need root for.
 
 use std::fs;
@@ -145,7 +144,8 @@ pub fn prepare(argv: &DmArgv, options: &InitOptions) -> Confinement {
 
 /// No program that this thread starts gains a capability by being root's or by its file.
 fn empty_bounding_set() -> Result<()> {
-    // Also those that this program has no name for: the kernel says where they end.
+    // Also those that this program has no name for: the kernel refuses the first number after the
+    // last.
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         match capability_is_in_bounding_set(capability) {

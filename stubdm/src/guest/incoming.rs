@@ -2,7 +2,7 @@
 //!
 //! On restore the toolstack feeds the state file into console 2, a tty in here. QEMU gets a pipe:
 //! it must never see a tty, whose line discipline would alter and echo what passes. A host that
-//! asks for it is told with a [ready byte](xen_console::ready) when the tty is raw.
+//! asks for it receives a [ready byte](xen_console::ready) when the tty is raw.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -41,8 +41,8 @@ pub struct Incoming {
 /// If the arguments ask for a saved state, starts feeding it to a pipe and puts the pipe's
 /// descriptor number into the arguments. The descriptor is close-on-exec until QEMU is started.
 ///
-/// QEMU waits for the state's first byte for ever if none comes: who launches it has to end it when
-/// the outcome says so.
+/// QEMU waits forever if no first byte of the state arrives: the caller must kill it when the
+/// outcome is an error.
 ///
 /// # Errors
 /// The console cannot be opened or set raw.
@@ -62,7 +62,7 @@ pub fn prepare(argv: &mut DmArgv, store: &Store) -> Result<Option<Incoming>> {
     }))
 }
 
-/// The console, and the host told that it is read, if it is to be told.
+/// Opens the console, and with `tell` sends the host the ready byte.
 fn open(tell: bool) -> Result<File> {
     if !tell {
         return open_raw(CONSOLE, Direction::In);
@@ -82,8 +82,8 @@ fn feed(mut console: File, pipe: File) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// Passes the state on and says how many bytes that was. Blocks until QEMU has it all: it says so
-/// by closing its end if the state came without a header.
+/// Passes the state on and returns its length. Blocks until QEMU has it all: if the state has no
+/// header, QEMU closes its end then.
 ///
 /// # Errors
 /// Fails if the bytes are no state, or were cut short or altered, and with the console's errors.
@@ -100,7 +100,7 @@ pub fn pass_on(console: &mut File, mut pipe: File) -> std::result::Result<u64, S
             let (number, state): (u32, Vec<u8>) = last.take().ok_or("no state came")?;
             info!("the state is that of save number {number}");
             if let Err(error) = pipe.write_all(&state) {
-                // It says itself why it ends.
+                // QEMU itself reports why it ends.
                 warn!("QEMU does not take the state: {error}");
             }
             return Ok(state.len() as u64);
@@ -119,7 +119,7 @@ pub fn pass_on(console: &mut File, mut pipe: File) -> std::result::Result<u64, S
                 Found::Pass(bytes) => {
                     total += bytes.len() as u64;
                     if pipe.write_all(&bytes).is_err() {
-                        // QEMU has all it wants.
+                        // QEMU has read the whole state.
                         return Ok(total);
                     }
                 }

@@ -39,8 +39,8 @@ fn attach_to(device: &File, file: &File) -> Result<()> {
     if !meta.file_type().is_block_device() || major(meta.rdev()) != LOOP_MAJOR {
         return Err(Failure::new("it is no loop device"));
     }
-    // SAFETY: `device` is open on a block device of the loop driver, as its own metadata was just
-    // found to say. That driver takes this request's argument as the number of an open file, which
+    // SAFETY: `device` is open on a block device of the loop driver, which its own metadata just
+    // confirmed. That driver takes this request's argument as the number of an open file, which
     // `file` keeps open during the call, and as no address.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_FD as _, file.as_raw_fd()) };
     Errno::result(result)

@@ -5,8 +5,8 @@
 //!    ─▶ own monitor ─▶ vchan server ─▶ cont (QEMU writes `running`) ─▶ watch over it ─▶ power off
 //! ```
 //!
-//! Whatever goes wrong is said on the console (which the toolstack keeps as the guest's
-//! device-model log) and in the store, and then the domain is powered off.
+//! The init reports every failure on the console (which the toolstack keeps as the guest's
+//! device-model log) and in the store, and then powers the domain off.
 
 pub mod cdrom;
 pub mod confine;
@@ -81,7 +81,7 @@ pub struct InitOptions {
     /// Start QEMU and the guest although QEMU could not be confined as it should be
     #[arg(long)]
     pub allow_unconfined: bool,
-    /// Do not tell the hypervisor of the guest's crash when its QEMU has died
+    /// Do not report the guest's crash to the hypervisor when its QEMU has died
     #[arg(long)]
     pub keep_guest: bool,
     /// After how many seconds without an answer a running QEMU is reported as hung
@@ -127,7 +127,7 @@ impl InitOptions {
         Patience::of(limit(self.device_limit))
     }
 
-    /// Takes what the kernel's command line says: the options, as `stubdm.` and their name.
+    /// Takes the options in the kernel's command line: `stubdm.` and the option's name.
     fn with_kernel_command_line(mut self, line: &str) -> Self {
         for word in line.split_whitespace() {
             if let Some(path) = word.strip_prefix("stubdm.qemu=") {
@@ -165,7 +165,7 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// A wait that ends so long after now.
+    /// Returns a wait that ends `limit` after now.
     pub fn of(limit: Duration) -> Self {
         Self {
             limit,
@@ -218,8 +218,8 @@ pub fn run_on(
     or_reported(options, directory, Instant::now(), Ok(()), open)
 }
 
-/// Says in the log and in the store, as far as it is reached, what went wrong, a `root` that could
-/// not be mounted included.
+/// Reports a failure in the log and, if it is reachable, in the store. The failure may be a `root`
+/// that could not be mounted.
 fn or_reported(
     options: &InitOptions,
     directory: &Path,

@@ -1,16 +1,16 @@
 //! Kernel modules: what a stock kernel keeps apart and a device model needs.
 //!
 //! `/lib/modules/order`, if it is there, lists files under `/lib/modules` in the order to load
-//! them, one a line. Otherwise the wanted names are looked for anywhere under
-//! `/lib/modules`, with what `modules.dep` says they need loaded before them.
+//! them, one a line. Otherwise the names are searched for anywhere under `/lib/modules`, with the
+//! modules that `modules.dep` lists as their dependencies.
 //!
 //! # xen-privcmd's restriction (XSA-482)
 //! Kernels from 2026 on let `/dev/xen/privcmd` in a domU act on the domain named by the store's
-//! `target` only, and then refuse plain hypercalls. QEMU cannot live with that: libxendevicemodel
-//! probes with an invalid domain id, takes the refusal for an old kernel and falls back to plain
-//! hypercalls, which are refused as well. So the module is loaded with `unrestricted=1`. The
-//! hypervisor bounds what that gives away: a stubdomain is privileged over its guest and nothing
-//! else. A module that has no such parameter is loaded without it.
+//! `target` only, and then refuse plain hypercalls. QEMU does not work under that restriction:
+//! libxendevicemodel probes with an invalid domain id, takes the refusal for an old kernel and
+//! falls back to plain hypercalls, which are refused as well. So the module is loaded with
+//! `unrestricted=1`. The hypervisor bounds what that permits: a stubdomain is privileged over its
+//! guest and nothing else. A module that has no such parameter is loaded without it.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -86,7 +86,7 @@ impl Plan {
         }
     }
 
-    /// Loads what every guest needs; `restricted` leaves xen-privcmd as it comes.
+    /// Loads what every guest needs; `restricted` loads xen-privcmd without `unrestricted=1`.
     pub fn load(&self, restricted: bool) {
         load_each(&self.basic, restricted);
     }
@@ -147,7 +147,7 @@ fn listed(root: &Path, order: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The wanted modules and what they depend on, dependencies first.
+/// Returns the wanted modules and their dependencies, dependencies first.
 fn searched(root: &Path) -> Vec<PathBuf> {
     let mut files = HashMap::new();
     let mut needs = HashMap::new();

@@ -61,7 +61,7 @@ pub fn xenfs() {
 
 impl Mount {
     fn mount(&self) -> Result<(), String> {
-        // It may well exist; if it can neither be made nor be found, mounting says so.
+        // It may well exist; if it can neither be made nor be found, mounting fails.
         let _ = DirBuilder::new()
             .recursive(true)
             .mode(0o755)

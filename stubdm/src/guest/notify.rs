@@ -97,7 +97,7 @@ impl Listener {
             };
             // SAFETY: the kernel writes one `struct seccomp_notif`.
             match unsafe { self.request(libc::SECCOMP_IOCTL_NOTIF_RECV as _, &raw mut notice) } {
-                // The caller was killed, or a signal came.
+                // The caller was killed, or a signal arrived.
                 Err(Errno::ENOENT | Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
                 Ok(_) => {

@@ -1,4 +1,4 @@
-//! The host's PCI devices that the guest is to have: they come to this domain first, over pcifront.
+//! The host's PCI devices for the guest: they are attached to this domain first, over pcifront.
 //!
 //! ```text
 //!   libxl                        kernel in here             here
@@ -7,8 +7,8 @@
 //!   device_add to QEMU
 //! ```
 //!
-//! libxl does this after the device model has said `running`, so nothing in the start waits for it.
-//! (`libxl_pci.c`, `device_pci_add_stubdom_wait`; `drivers/pci/xen-pcifront.c`.)
+//! libxl does this after the device model has written `running`, so nothing in the start waits for
+//! it. (`libxl_pci.c`, `device_pci_add_stubdom_wait`; `drivers/pci/xen-pcifront.c`.)
 //!
 //! | module | part |
 //! |---|---|
@@ -58,7 +58,7 @@ pub enum Outcome {
     Gone,
 }
 
-/// Attends to the devices as long as this program runs; `load` is called when the first one comes.
+/// Attends to the devices until this program ends; calls `load` for the first one.
 ///
 /// # Errors
 /// There is no thread for it.
@@ -80,8 +80,7 @@ pub fn attend(store: &Store, load: impl FnOnce() + Send + 'static) -> Result<()>
     Ok(())
 }
 
-/// Whether an outcome goes into the log: QEMU can write the frontend's state as well, as often as
-/// it likes.
+/// Returns whether to log an outcome: QEMU can write the frontend's state as well, at any rate.
 fn admits(limit: &mut LogLimit, outcome: &Outcome, now: Instant) -> bool {
     let length = match outcome {
         Outcome::Stuck(why) => LINE + why.len(),
@@ -90,7 +89,7 @@ fn admits(limit: &mut LogLimit, outcome: &Outcome, now: Instant) -> bool {
     passes(limit, length, now)
 }
 
-/// Whether a line of so many bytes goes into the log.
+/// Returns whether to log a line of `length` bytes.
 fn passes(limit: &mut LogLimit, length: usize, now: Instant) -> bool {
     match limit.admit(length, now) {
         Verdict::Pass => true,
@@ -165,7 +164,7 @@ fn has_failed(store: &Store) -> bool {
         || has_closed(&format!("{backend}/state"))
 }
 
-/// How far both ends have come.
+/// Describes the states of both ends.
 fn describe(store: &Store, time: Duration) -> String {
     let read = |node: &str| match store.read_str(node) {
         Ok(value) => one_line(&value),
@@ -281,7 +280,8 @@ mod tests {
             assert!(why.contains(part), "{why}");
         }
         assert!(!why.contains("error"), "{why}");
-        // Not told of before it has gone, nor loaded anew when it comes again.
+        // Nothing is reported before it is removed, and nothing is loaded again when it is added
+        // again.
         state("4");
         store.rm("device/pci/0").unwrap();
         assert_eq!(outcomes.recv_timeout(patience), Ok(Outcome::Gone));

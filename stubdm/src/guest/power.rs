@@ -1,5 +1,5 @@
-//! The end of the domain. As PID 1 this process must not exit: the kernel would panic, and say
-//! nothing of use about why.
+//! The end of the domain. As PID 1 this process must not exit: the kernel would panic without a
+//! useful reason.
 
 use std::fs;
 
@@ -39,10 +39,10 @@ pub fn off() {
     }
     info!("powering off");
     nix::unistd::sync();
-    // It returns only to say that it failed.
+    // It returns only if it failed.
     let Err(errno) = reboot(RebootMode::RB_POWER_OFF);
     error!("powering off: {}", errno.desc());
-    // The kernel's own way of ending a domain whose init is gone.
+    // The kernel's own way of ending a domain whose init has ended.
     std::process::abort();
 }
 

@@ -1,9 +1,9 @@
-//! Starting QEMU: stopped, with two monitors, its words on a pipe.
+//! Starting QEMU: stopped, with two monitors, its output on a pipe.
 //!
 //! * The monitor of our own is a socket we listen on and QEMU connects to: there is nothing to
 //!   wait for or to retry, and it stays connected for QEMU's whole life.
 //! * The monitor for the toolstack is a socket QEMU listens on; [`crate::guest::server`] connects
-//!   to it anew for every client. It is there before our own monitor says its first word.
+//!   to it again for every client. It exists before our own monitor sends its greeting.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -60,9 +60,9 @@ pub struct StartedQemu {
 }
 
 /// Starts QEMU with the toolstack's arguments and our own before them, our sockets in `directory`,
-/// as `confinement` says, if there is one; `calls` gets the listener for the calls that
-/// [`broker`] answers. With `has_screen` it serves the guest's screen there. It
-/// gets the descriptors in `inherited` under their own numbers.
+/// under `confinement`, if there is one; `calls` gets the listener for the calls that [`broker`]
+/// answers. With `has_screen` it serves the guest's screen there. It gets the descriptors in
+/// `inherited` under their own numbers.
 ///
 /// # Errors
 /// The sockets or the process could not be made, or QEMU could not be confined.

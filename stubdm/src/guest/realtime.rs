@@ -45,7 +45,8 @@ fn become_realtime() -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// The scheduling policy and real-time priority that the kernel says the calling thread has.
+    /// Returns the calling thread's scheduling policy and real-time priority, as the kernel reports
+    /// them.
     fn scheduling() -> (String, String) {
         let status = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
         let fields: Vec<&str> = status

@@ -26,25 +26,25 @@ impl Report {
         self.store = Some(store.clone());
     }
 
-    /// The guest is known.
+    /// Sets the guest that reports are about.
     pub fn concerns(&mut self, guest: DomId) {
         self.guest = Some(guest);
     }
 
-    /// Says what is going on now.
+    /// Reports the current phase.
     pub fn phase(&self, phase: &str) {
         info!("{phase}");
         self.write("data/stubdm", phase);
     }
 
-    /// Says what is wrong with a stubdomain that goes on.
+    /// Reports a failure that does not end the stubdomain.
     pub fn trouble(&self, what: &str) {
         let value = marked("trouble", what);
         warn!("{value}");
         self.write("data/stubdm", &value);
     }
 
-    /// Says why this stubdomain ends.
+    /// Reports why this stubdomain ends.
     pub fn failed(&self, reason: &str) {
         let value = marked("error", reason);
         error!("{value}");

@@ -6,7 +6,7 @@
 //! no VNC server.
 //!
 //! The process gets descriptors and no names: QEMU's connection, `/dev/fb0`, the input devices. The
-//! init keeps the devices open, so that no key goes to the kernel's console while no process runs.
+//! init keeps the devices open, so that no key reaches the kernel's console while no process runs.
 //! A process that ends is started again, after pauses that double up to a minute.
 
 use std::fs::{self, File, OpenOptions};
@@ -168,9 +168,9 @@ fn inputs() -> Result<Vec<OwnedFd>> {
 #[derive(Debug)]
 struct Drawer {
     pid: Pid,
-    /// Its standard error, until it ended or more came than is kept.
+    /// Its standard error, until it ended or wrote more than is kept.
     stderr: Option<Stream>,
-    /// The bytes that came.
+    /// The bytes that it wrote.
     messages: Vec<u8>,
     since: Instant,
     confined: bool,
@@ -260,7 +260,7 @@ impl Screen {
             .unwrap_or_default()
     }
 
-    /// Starts the process when its time has come, and reads its standard error.
+    /// Starts the process when it is due, and reads its standard error.
     pub fn turn(&mut self, now: Instant) {
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_at = None;

@@ -13,7 +13,7 @@
 //! | `ENOSYS` | `MISSING`: their callers have another way; every call of the x32 ABI |
 //! | the process is killed | calls of another architecture (`int 0x80`) |
 //!
-//! `clone3` has its flags in memory, where a filter cannot look; the C library goes on with
+//! `clone3` has its flags in memory, where a filter cannot look; the C library continues with
 //! `clone`.
 //!
 //! A filter is its thread's, and that of all threads and processes made by it: [`apply`] is called
@@ -183,7 +183,7 @@ fn programs() -> std::result::Result<[BpfProgram; 3], seccompiler::BackendError>
     ])
 }
 
-/// By hand, since a list of numbers cannot say "all from here on".
+/// By hand, since a list of numbers cannot express "all from here on".
 fn x32() -> BpfProgram {
     let statement = |code: u32, jt, jf, k| sock_filter {
         code: code as u16,

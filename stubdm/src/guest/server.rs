@@ -21,7 +21,7 @@ use crate::rt::transport::{Peer, Transport};
 /// How long to wait for a monitor whose queue of connections is full.
 const BUSY_WAIT: Duration = Duration::from_millis(20);
 
-/// Where the bytes of vchan clients go.
+/// The destination of the bytes of vchan clients.
 #[derive(Debug)]
 pub enum Backend {
     /// Connected to for each client.
@@ -56,7 +56,7 @@ impl<T: Transport> Server<T> {
     }
 
     /// Takes the byte `marker` for the beginning of a session, as [`GuestSession::set_marker`]
-    /// says.
+    /// describes.
     #[must_use]
     pub fn with_marker(mut self, marker: Option<u8>) -> Self {
         if let Some(marker) = marker {
@@ -82,7 +82,7 @@ impl<T: Transport> Server<T> {
         self.saver.as_deref_mut()
     }
 
-    /// Opens and closes the monitor connection as the session says.
+    /// Opens and closes the monitor connection as the session requests.
     fn follow(&mut self, now: Instant) {
         if self.retry_at.is_some_and(|at| now < at) {
             return;
@@ -170,7 +170,7 @@ impl<T: Transport> Server<T> {
         Ok(moved)
     }
 
-    /// A client's leaving is told by [`Transport::peer`] in the next round and is no error.
+    /// [`Transport::peer`] reports a client that left in the next round; that is no error.
     fn gone_or(&mut self, error: io::Error) -> io::Result<bool> {
         if self.vchan.peer()? == Peer::Gone {
             Ok(true)

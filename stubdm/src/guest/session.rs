@@ -30,7 +30,7 @@ pub enum MonitorAction {
     Keep,
     /// Close it if it is open.
     Close,
-    /// Close it if it is open, and connect anew.
+    /// Close it if it is open, and connect again.
     Open,
 }
 
@@ -84,7 +84,7 @@ impl GuestSession {
             .is_some_and(|intercept| intercept.holds())
     }
 
-    /// Whether QEMU has refused a save; told once.
+    /// Returns whether QEMU has refused a save, once for each.
     pub fn was_refused_a_save(&mut self) -> bool {
         self.intercept
             .as_mut()
@@ -138,7 +138,7 @@ impl GuestSession {
         self.phase = Phase::Relay;
     }
 
-    /// The monitor connection is gone, or could not be made.
+    /// Handles a monitor connection that is lost, or could not be made.
     pub fn handle_monitor_lost(&mut self) {
         if matches!(self.phase, Phase::Opening | Phase::Relay) {
             self.phase = Phase::Mute;
@@ -146,8 +146,8 @@ impl GuestSession {
         }
     }
 
-    /// How many bytes of the client's may be read now. Without a client there are none, but the
-    /// vchan tells of one only to those who try to read.
+    /// Returns how many bytes of the client's may be read now. Without a client there are none, but
+    /// the vchan reports a new one only to a caller that tries to read.
     pub fn vchan_room(&self) -> usize {
         match self.phase {
             Phase::Idle | Phase::Mute => 4096,
@@ -155,7 +155,7 @@ impl GuestSession {
         }
     }
 
-    /// Bytes came from the client. Returns `true` if it asks for a save.
+    /// Handles bytes from the client. Returns `true` if they ask for a save.
     pub fn handle_vchan_bytes(&mut self, mut bytes: &[u8]) -> bool {
         if self.phase == Phase::Idle {
             self.begin();
@@ -189,7 +189,7 @@ impl GuestSession {
         }
     }
 
-    /// Bytes came from the monitor.
+    /// Handles bytes from the monitor.
     pub fn handle_monitor_bytes(&mut self, bytes: &[u8]) {
         match &mut self.intercept {
             Some(intercept) => intercept.handle_monitor_bytes(bytes, &mut self.to_vchan),
@@ -197,12 +197,12 @@ impl GuestSession {
         }
     }
 
-    /// Returns bytes for the client. A monitor's bytes before its close still go out.
+    /// Returns bytes for the client. A monitor's bytes before its close are still sent.
     pub fn poll_vchan(&self) -> &[u8] {
         self.to_vchan.front()
     }
 
-    /// `count` bytes of [`GuestSession::poll_vchan`] went out.
+    /// Handles that `count` bytes of [`GuestSession::poll_vchan`] were written.
     pub fn handle_vchan_written(&mut self, count: usize) {
         self.to_vchan.consume(count);
     }
@@ -216,7 +216,7 @@ impl GuestSession {
         }
     }
 
-    /// `count` bytes of [`GuestSession::poll_monitor`] went out.
+    /// Handles that `count` bytes of [`GuestSession::poll_monitor`] were written.
     pub fn handle_monitor_written(&mut self, count: usize) {
         self.to_monitor.consume(count);
     }

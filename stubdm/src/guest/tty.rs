@@ -1,4 +1,4 @@
-//! A console's tty, made raw before the kernel looks at the first byte.
+//! A console's tty, made raw before the kernel processes the first byte.
 //!
 //! ```text
 //!  backend ─▶ ring ──interrupt, once the tty is open──▶ tty's buffer ──worker thread──▶ line discipline ─▶ read
@@ -6,19 +6,19 @@
 //!                                                                       priority         into NL until told "raw"
 //! ```
 //!
-//! The toolstack's bytes wait in the ring from boot on, so the interrupt comes in the middle of the
-//! opening. It does no harm: it only fills the buffer. The worker that feeds the line discipline is
-//! a thread of ordinary priority, and a stubdomain has one processor: while a thread of real-time
-//! priority opens the tty and sets it raw, and does not sleep in between, the worker cannot run. So
-//! such a thread does it ([`realtime`]).
+//! The toolstack's bytes wait in the ring from boot on, so the interrupt occurs in the middle of
+//! the opening. It does no harm: it only fills the buffer. The worker that feeds the line
+//! discipline is a thread of ordinary priority, and a stubdomain has one processor: while a thread
+//! of real-time priority opens the tty and sets it raw, and does not sleep in between, the worker
+//! cannot run. So such a thread does it ([`realtime`]).
 //!
-//! A tty keeps its mode as long as somebody has it open, and falls back to the edited mode after
-//! the last close.
+//! A tty keeps its mode while somebody has it open, and returns to the edited mode after the last
+//! close.
 //!
-//! The way round that needs no argument of this kind is [`xen_console`], whose ring is published
-//! only when somebody reads. It is not for these consoles: the distributions' kernels claim them at
-//! boot, a claimed console's driver cannot be unbound while the backend has the ring, and what the
-//! backend has put into it by then would be lost.
+//! [`xen_console`] needs no argument of this kind: it publishes its ring only when somebody reads.
+//! It is not for these consoles: the distributions' kernels claim them at boot, a claimed console's
+//! driver cannot be unbound while the backend has the ring, and what the backend has put into it by
+//! then would be lost.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -60,8 +60,8 @@ pub fn prepare() {
     }
 }
 
-/// Opens a tty and sets it raw, without a moment in between for the line discipline. Where this
-/// process may not be that realtime, the log says so.
+/// Opens a tty and sets it raw before the line discipline can run. Logs if this process may not
+/// have the real-time priority.
 ///
 /// # Errors
 /// It cannot be opened or set raw.
@@ -80,7 +80,7 @@ pub fn open_raw(path: impl AsRef<Path>, direction: Direction) -> Result<File> {
     tty
 }
 
-/// Opens a tty and then sets it raw: what comes in between is altered, echoed, or lost.
+/// Opens a tty and then sets it raw: what arrives in between is altered, echoed, or lost.
 ///
 /// # Errors
 /// As [`open_raw`].
@@ -95,7 +95,7 @@ pub fn open_then_raw(path: &Path, direction: Direction) -> Result<File> {
     let mut mode =
         tcgetattr(tty.as_fd()).context(format_args!("the mode of {}", path.display()))?;
     cfmakeraw(&mut mode);
-    // Not TCSAFLUSH, which throws away what has come.
+    // Not TCSAFLUSH, which discards received bytes.
     tcsetattr(tty.as_fd(), SetArg::TCSANOW, &mode)
         .context(format_args!("setting {} raw", path.display()))?;
     Ok(tty)

@@ -31,7 +31,7 @@ use crate::rt::error::{Context, Failure, Result};
 /// Where the kernel shows its interfaces.
 const INTERFACES: &str = "/sys/class/net";
 
-/// This domain is to say nothing of its own on the guest's networks.
+/// This domain must send nothing of its own on the guest's networks.
 const SILENT: &[&str] = &[
     "/proc/sys/net/ipv6/conf/all/disable_ipv6",
     "/proc/sys/net/ipv6/conf/default/disable_ipv6",
@@ -46,7 +46,7 @@ pub struct Port {
     pub end: OwnedFd,
 }
 
-/// Keeps the kernel from announcing itself on cards that come from now on.
+/// Keeps the kernel from announcing itself on cards that are added from now on.
 pub fn be_silent() {
     for node in SILENT {
         match fs::write(node, "1") {

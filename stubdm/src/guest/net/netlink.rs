@@ -72,8 +72,8 @@ impl Links {
         self.request(0, Change::flags(index, UP | PROMISCUOUS))
     }
 
-    /// Makes a macvtap that has the interface `below` for itself: all that arrives there goes to
-    /// its descriptor, all that is written to that leaves there.
+    /// Makes a macvtap that has the interface `below` for itself: its descriptor reads all that
+    /// arrives there, and what is written to the descriptor leaves there.
     ///
     /// # Errors
     /// The system's. `EOPNOTSUPP`: no module macvtap; `EEXIST`: the name is taken; `EINVAL`,

@@ -184,7 +184,7 @@ fn line(folder: &Path) -> io::Result<OwnedFd> {
 }
 
 impl Broker {
-    /// Answers a call. Its caller may be gone by then.
+    /// Answers a call. Its caller may have ended by then.
     fn handle(&mut self, listener: &Listener, call: &Call) {
         let answered = match call.number {
             libc::SYS_openat => self.open(listener, call),

@@ -45,14 +45,14 @@ pub struct Assigned {
 
 /// The list of the devices that the toolstack has given to this domain.
 ///
-/// QEMU can have it looked at as often as it likes, so a look asks the store only after an event of
-/// the backend's folder.
+/// QEMU can cause a look at it at any rate, so a look reads the store only after an event of the
+/// backend's folder.
 ///
 /// A new device is in the list before QEMU can use it: pciback writes `vdev-N` before the state
 /// that makes pcifront look for devices, and the kernel hands out the events of all watches in
 /// their order, from one thread. So the event can be read before sysfs shows the device. If the
 /// event is late all the same, the device is not found, and libxl asks QEMU for it again. The list
-/// gives no access to a device that is gone: its folder in sysfs is gone too, and Xen refuses its
+/// gives no access to a removed device: its folder in sysfs is removed too, and Xen refuses its
 /// messages.
 #[derive(Debug)]
 pub struct DeviceList {
@@ -79,7 +79,7 @@ impl DeviceList {
         })
     }
 
-    /// Returns the devices, as far as they are connected; none once the store is gone.
+    /// Returns the connected devices; none once the store has failed.
     pub fn get(&mut self) -> &[Assigned] {
         let mut is_stale = false;
         loop {
@@ -363,7 +363,7 @@ pub(super) mod tests {
 
     const BACKEND: &str = "/local/domain/0/backend/pci/9/0";
 
-    /// Joins a socket to another, and counts the bytes that come from the first.
+    /// Joins a socket to another, and counts the bytes read from the first.
     fn relay(near: UnixStream, far: UnixStream) -> Arc<AtomicUsize> {
         let sent = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&sent);

@@ -1,7 +1,7 @@
-//! Watches a QMP conversation pass, and holds back the one answer that libxl acts on at once.
+//! Watches a QMP conversation, and holds back the one answer that libxl acts on at once.
 //!
-//! libxl takes the save file the moment `xen-save-devices-state` is answered. It sees that
-//! command in what the client says, and keeps QEMU's answer to it until
+//! libxl takes the save file the moment `xen-save-devices-state` is answered. [`Intercept`] finds
+//! that command in the client's bytes, and holds QEMU's answer to it until
 //! [`Intercept::handle_outcome`]. All other bytes pass unaltered and at once. A conversation
 //! without that command is never cut into lines at QEMU's side.
 //!
@@ -33,7 +33,7 @@ enum State {
     Open,
     /// Asked for, under this id.
     Awaited(Json),
-    /// Done by QEMU; its answer, and what came after it in the same piece, wait here.
+    /// Done by QEMU. Its answer, and what followed in the same piece, wait here.
     Held {
         id: Json,
         answer: Vec<u8>,
@@ -52,7 +52,8 @@ pub struct Intercept {
 }
 
 impl Intercept {
-    /// Takes what the client says, before QEMU gets it. `true` if a save begins with these bytes.
+    /// Handles the client's bytes, before QEMU gets them. Returns `true` if a save begins with
+    /// them.
     pub fn handle_client_bytes(&mut self, bytes: &[u8]) -> bool {
         let mut begins = false;
         for byte in bytes {
@@ -72,7 +73,7 @@ impl Intercept {
         begins
     }
 
-    /// Takes what QEMU says; what may pass now is added to `out`.
+    /// Handles QEMU's bytes; adds what may pass now to `out`.
     pub fn handle_monitor_bytes(&mut self, bytes: &[u8], out: &mut Buffer) {
         match &mut self.state {
             State::Open => out.append(bytes),
@@ -104,7 +105,7 @@ impl Intercept {
         }
     }
 
-    /// Whether this line goes on to the client. The answer to the save changes the state.
+    /// Returns whether to pass this line to the client. The answer to the save changes the state.
     fn line_passes(&mut self, line: &[u8]) -> bool {
         let State::Awaited(awaited) = &self.state else {
             return true;
@@ -124,12 +125,12 @@ impl Intercept {
                 true
             }
             // Nor is an error without an id the answer: it may be to a command before. Should it be
-            // the save's, lines go on passing one by one until the next answer or request.
+            // the save's, lines still pass one by one until the next answer or request.
             _ => true,
         }
     }
 
-    /// Whether QEMU has refused a save; told once.
+    /// Returns whether QEMU has refused a save, once for each.
     pub fn was_refused(&mut self) -> bool {
         std::mem::take(&mut self.refused)
     }
@@ -139,7 +140,8 @@ impl Intercept {
         matches!(self.state, State::Held { .. })
     }
 
-    /// Lets the answer pass, or says in its place why the state did not get through.
+    /// Passes the answer, or in its place an error with the reason why the state did not get
+    /// through.
     pub fn handle_outcome(&mut self, outcome: &Result<(), String>, out: &mut Buffer) {
         if let State::Held { id, answer, rest } = std::mem::take(&mut self.state) {
             match outcome {

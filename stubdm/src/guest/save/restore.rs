@@ -1,22 +1,23 @@
-//! On restore: finds the state in what comes out of console 2, which never ends.
+//! On restore: finds the state in the bytes of console 2, which never end.
 //!
 //! A state that was not saved through [`crate::guest::save::sender`] has no header and is passed on
-//! as it comes: QEMU knows its own end. Records are kept until the console is silent, then the last
-//! one counts: a stubdomain that saved more than once appended each state to one file, and only the
-//! last belongs to the guest's memory. No I/O, no clock: silence is told by [`Restore::silence`].
+//! as it arrives: QEMU finds its end itself. Records are kept until the console is silent, then the
+//! last one counts: a stubdomain that saved more than once appended each state to one file, and
+//! only the last belongs to the guest's memory. No I/O, no clock: the caller reports silence by
+//! [`Restore::silence`].
 
 use crc32fast::hash as crc32;
 
 use crate::libxl::state_record::{HEADER, Header, MAGIC, STATE_MAX};
 
-/// The use of the bytes that came.
+/// The use of the received bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// More has to come.
+    /// More bytes are needed.
     Nothing,
     /// Pass these on to QEMU.
     Pass(Vec<u8>),
-    /// A whole record: this save's number and its state. The last to be told is the one.
+    /// A whole record: this save's number and its state. The last one returned counts.
     Record(u32, Vec<u8>),
 }
 
@@ -117,7 +118,7 @@ impl Restore {
         matches!(self.state, State::Plain)
     }
 
-    /// Nothing has come for a while: is what came complete?
+    /// Handles a silence: returns whether the received bytes are complete.
     ///
     /// # Errors
     /// A record was begun and not ended: the state before it must not be used in its place.

@@ -1,7 +1,7 @@
-//! Keeps the file QEMU saves to and its console together, for [`crate::guest::server`].
+//! Holds the file QEMU saves to and its console, for [`crate::guest::server`].
 //!
 //! A record that was begun is sent to its end, even if the client that asked for it has left: the
-//! console's reader must find the next record where this one says it ends.
+//! console's reader must find the next record at the end that this one declares.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,7 +28,7 @@ pub struct Saver {
 }
 
 impl Saver {
-    /// Saves go to `console`.
+    /// Returns a saver that writes to `console`.
     ///
     /// # Errors
     /// The system's.

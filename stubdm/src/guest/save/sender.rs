@@ -1,7 +1,7 @@
 //! In the stubdomain: the file QEMU saves into, and its way to console 1.
 //!
 //! QEMU duplicates the descriptor in fdset 1 for every save, so all saves share one file offset:
-//! [`SaveFile::rewind`] comes before each, or the second state would follow a hole.
+//! [`SaveFile::rewind`] must precede each, or the second state would follow a hole.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -60,7 +60,7 @@ impl SaveFile {
         self.writer.set_len(0)
     }
 
-    /// QEMU says that it has saved: the state is ready to go out.
+    /// Returns the sender of the state that QEMU has reported as saved.
     ///
     /// # Errors
     /// Fails if the file holds no state of QEMU's, or one that is too long.

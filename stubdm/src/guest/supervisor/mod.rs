@@ -8,16 +8,16 @@
 //!                              Ending (QEMU killed if it lives) ──▶ the guest told ──▶ PowerOff
 //! ```
 //!
-//! While it runs QEMU is asked for a sign of life ([`watchdog`]); one that gives none is reported
-//! and left alone. Its output goes into the log within bounds ([`crate::rt::log_limit`]).
+//! While QEMU runs it is asked for a sign of life ([`watchdog`]); one that gives none is reported
+//! and not killed. Its output is logged within bounds ([`crate::rt::log_limit`]).
 //!
-//! No I/O and no clock. Readiness is QEMU's own word: it writes `running` when its processors
-//! start, so `cont` is given only after everything else is up, and that order is kept here.
+//! No I/O and no clock. QEMU itself reports readiness: it writes `running` when its processors
+//! start. So `cont` is sent only after everything else is up; this machine keeps that order.
 //!
-//! A guest that has started loses its device model with QEMU, and is told by way of the hypervisor:
-//! it has crashed, and the toolstack does with it what its configuration says (`on_crash`).
+//! A guest that has started loses its device model with QEMU. The init reports its crash to the
+//! hypervisor, and the toolstack acts on it by its configuration (`on_crash`).
 //!
-//! Every path ends in [`Action::PowerOff`]: a stubdomain that cannot do its work does not stay.
+//! Every path ends in [`Action::PowerOff`]: no stubdomain remains that cannot do its work.
 
 pub mod watchdog;
 
@@ -30,15 +30,15 @@ use stubdm_qmp::text::one_line;
 use watchdog::{Beat, Watchdog};
 
 /// How long everything up to `running` may take, unless `stubdm.launch-limit` sets another limit.
-/// libxl gives up on a stubdomain 30 seconds after it was started; its kernel and our own
-/// preparations have had their part of that.
+/// libxl has a limit of its own: it fails 30 seconds after it started the stubdomain, the time of
+/// the kernel's boot and of our preparations included.
 pub const LAUNCH_LIMIT: Duration = Duration::from_secs(60);
 /// How long a running QEMU may be silent on our monitor before that is reported. Twice what libxl
 /// itself waits for an answer to most commands.
 pub const HANG_LIMIT: Duration = Duration::from_secs(20);
-/// How long QEMU may live on after its monitor closed, or after it was told to die.
+/// How long QEMU may live after its monitor closed, or after it was told to end.
 const DEATH_LIMIT: Duration = Duration::from_secs(5);
-/// How many of QEMU's last lines are kept to say why it died.
+/// How many of QEMU's last lines are kept to report why it died.
 const LAST_WORDS: usize = 4;
 
 /// QEMU's message in every stubdomain: it tries to give nodes to domain 0, which only domain 0 can.
@@ -176,7 +176,7 @@ impl Supervisor {
         }
     }
 
-    /// When [`Event::Tick`] is wanted at the latest.
+    /// Returns when [`Event::Tick`] is due at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
         earlier(
             self.deadline,
@@ -223,7 +223,7 @@ impl Supervisor {
                 self.actions.push_back(Action::ReportError(reason));
                 self.power_off();
             }
-            // A dying QEMU closes its monitor first: its end says more than the closing does.
+            // A dying QEMU closes its monitor first: its end is more informative than the closing.
             (Phase::Ending, Event::MonitorLost(_)) => {}
             (_, Event::MonitorLost(why)) => {
                 if self.monitor_lost.is_none() {

@@ -45,7 +45,7 @@ fn error(actions: &[Action]) -> &str {
 #[test]
 fn the_guest_starts_only_after_the_vchan_is_offered() {
     let mut bench = Bench::new();
-    // Nothing but the right event leads on, in whatever order events come.
+    // Only the right event advances the phase, in whatever order events arrive.
     assert_eq!(bench.handle(Event::VchanUp), []);
     assert_eq!(bench.handle(Event::Started), []);
     assert_eq!(bench.handle(Event::MonitorReady), [Action::OfferVchan]);
@@ -63,8 +63,8 @@ fn a_running_guest_has_no_deadline_but_its_qemu_is_asked_for_signs_of_life() {
     }
 }
 
-/// Told, once, and left alone: it may come back, and what the guest has in its memory is lost with
-/// it.
+/// It is reported once and not killed: it may recover, and the guest's data in its memory would be
+/// lost.
 #[test]
 fn a_qemu_that_hangs_is_reported_and_not_killed() {
     let mut bench = Bench::running();
@@ -81,8 +81,7 @@ fn a_qemu_that_hangs_is_reported_and_not_killed() {
     assert!(error(&actions).starts_with("QEMU was killed by SIGKILL"));
 }
 
-/// A guest that never ran is the toolstack's to take away; one that ran is told that it cannot go
-/// on.
+/// A guest that never ran is left to the toolstack to destroy; one that ran is crashed.
 #[test]
 fn the_guest_crashes_if_it_has_run() {
     let killed = || Event::QemuExited(Exit::Signal("SIGKILL".to_owned()));

@@ -43,7 +43,8 @@ impl Watchdog {
         }
     }
 
-    /// Returns when [`handle_timeout`](Self::handle_timeout) is due, unless an answer comes first.
+    /// Returns when [`handle_timeout`](Self::handle_timeout) is due, unless an answer arrives
+    /// first.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
             State::Quiet { until } => Some(until),
@@ -70,7 +71,7 @@ impl Watchdog {
         }
     }
 
-    /// QEMU has answered. Gives how long it was silent, if that was told.
+    /// Handles an answer of QEMU's. Returns the length of the silence, if it was reported.
     pub fn handle_answer(&mut self, now: Instant) -> Option<Duration> {
         let before = self.state;
         *self = Self::new(self.limit, now);

@@ -1,4 +1,4 @@
-//! The init's loop: the parts that can say something, and the machine that decides.
+//! The init's loop: the sources of events, and the state machine that decides.
 //!
 //! | module | part |
 //! |---|---|
@@ -152,7 +152,7 @@ impl Watch<'_> {
         self.machine.handle_event(event, Instant::now());
     }
 
-    /// A saved state that is of no use is the end: QEMU would wait for it for ever.
+    /// Ends QEMU if the saved state is unusable: it would wait for the state forever.
     fn handle_incoming(&mut self) {
         let outcome = self.incoming.as_mut().and_then(Outcome::poll);
         if let Some(outcome) = outcome {
@@ -178,7 +178,7 @@ impl Watch<'_> {
         }
     }
 
-    /// The guest's first instruction comes after this.
+    /// Called before the guest's first instruction.
     fn tie_down(&self) -> Result<()> {
         let options = self.env.options;
         match self.qemu.filter(|_| power::is_init() && !options.qemu_root) {

@@ -122,8 +122,8 @@ impl Watch<'_> {
             return;
         };
         if !self.pending.is_empty() || !client.poll_transmit().is_empty() {
-            // An answer, or room to send, brings the next turn. QEMU keeps only the descriptor that
-            // came last.
+            // An answer, or room to send, causes the next turn. QEMU keeps only the descriptor
+            // received last.
             return;
         }
         match saver.offer(local, client) {

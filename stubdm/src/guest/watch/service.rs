@@ -1,4 +1,4 @@
-//! The vchan that the toolstack's QMP comes through, offered anew when a client broke it.
+//! The vchan for the toolstack's QMP, offered again after a client broke it.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use crate::rt::error::{Context, Result};
 use crate::rt::event_loop::{Progress, Task};
 use crate::rt::vchan::Vchan;
 
-/// How often the vchan is offered anew after a client broke it.
+/// How often the vchan is offered again after a client broke it.
 const OFFERS_MAX: u32 = 1000;
 
 impl Watch<'_> {
@@ -48,7 +48,7 @@ impl Watch<'_> {
                         server = server.with_saves(saver);
                     }
                     self.server = Some(server);
-                    // Its first look must not wait for an event that may have come already.
+                    // Its first look must not wait for an event that may already have occurred.
                     self.again = true;
                     Event::VchanUp
                 }
