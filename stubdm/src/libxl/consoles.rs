@@ -2,9 +2,9 @@
 //!
 //! QEMU serves the consoles of a stubdomain from dom0. Since its release 8.2 it
 //!
-//! * takes nothing from a console whose frontend is not `Connected`. Nobody says that of console 0,
-//!   which has no frontend driver: its ring fills up, and the kernel that writes there spins for
-//!   ever;
+//! * takes nothing from a console whose frontend is not `Connected`. Nobody sets that state for
+//!   console 0, which has no frontend driver: its ring fills up, and the kernel that writes there
+//!   spins forever;
 //! * makes no console that has neither an `output` node nor a serial port of QEMU's own. libxl
 //!   gives console 2 an output on restore only, and a kernel waits minutes at boot for its backend.
 //!
@@ -38,7 +38,7 @@ pub fn complete(store: &Store, stub: DomId) {
 }
 
 /// Writes one node of a console that QEMU serves, unless it is there, for `stub` to read only: QEMU
-/// opens what `output` says.
+/// opens what `output` names.
 fn add(store: &Store, stub: DomId, console: &str, name: &str, value: &str) {
     let node = format!("{console}/{name}");
     match store.read_str(&format!("{console}/type")) {

@@ -34,7 +34,7 @@ pub struct Console {
     pub path: String,
     /// The frontend's.
     pub frontend: String,
-    /// Where its bytes go.
+    /// The destination of its bytes.
     pub output: Output,
 }
 
@@ -87,7 +87,7 @@ pub fn discover(store: &Store, domain: DomId, screen: bool) -> xen_store::Result
     consoles(store, domain)
 }
 
-/// The consoles that libxl wants QEMU to serve.
+/// Returns the consoles that libxl has assigned to QEMU.
 ///
 /// # Errors
 /// The store's.
@@ -166,7 +166,7 @@ pub fn display(store: &Store, domain: DomId) -> xen_store::Result<Option<Display
     Ok(vfb.filter(|_| all_known).map(|vfb| Display { vfb, vkbd }))
 }
 
-/// The file that a stubdomain's saved states go to, which libxl takes them from.
+/// Returns the file for a stubdomain's saved states, from which libxl takes them.
 ///
 /// # Errors
 /// The store's.
@@ -261,7 +261,7 @@ mod tests {
         let (_server, store) = host();
         let log = Output::File("/var/log/l".into());
         assert_eq!(outputs(&store), [log, Output::Pty, Output::Null]);
-        // Disks and network cards are the kernel's, and folders of other domains say nothing.
+        // Disks and network cards are the kernel's, and folders of other domains are ignored.
         for node in [
             "vbd/8/51712/state",
             "vif/8/0/state",

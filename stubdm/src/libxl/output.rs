@@ -1,10 +1,10 @@
-//! A console's `output` node: where its bytes go, in QEMU's words for a character device.
+//! A console's `output` node: the place for its bytes, in QEMU's syntax for a character device.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Where a console's bytes go, and come from.
+/// The place that a console's bytes are written to and read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Nowhere: `null`, or no word at all.

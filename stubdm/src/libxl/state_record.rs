@@ -7,9 +7,9 @@
 //!
 //! QEMU truncates the file it saves to, which a tty or a pipe refuses: hence the memory file. The
 //! console is a stream whose reader appends to one file for the stubdomain's whole life, and libxl
-//! takes that file as soon as QEMU answers. So each state goes out as a *record*, which says where
-//! it ends, and QEMU's answer passes when the record is through (`guest/save/intercept.rs`). On
-//! restore `guest/save/restore.rs` finds the last record of the file. On the host
+//! takes that file as soon as QEMU answers. So each state is sent as a *record*, which declares its
+//! end, and QEMU's answer passes when the record is through (`guest/save/intercept.rs`). On restore
+//! `guest/save/restore.rs` finds the last record of the file. On the host
 //! `proxy/broker/saved_file.rs` checks that the record is in the file before libxl gets the
 //! success.
 //!
@@ -24,12 +24,12 @@
 //! | 28..32 | CRC-32 of the bytes before |
 //! | 32.. | the state as QEMU wrote it, then the filler: zeros |
 //!
-//! The filler is twice the console's ring: once the ring has taken it all, the other end has
-//! taken the state out, and has come back for more after it passed the state on.
+//! The filler is twice the console's ring: once the ring has taken it all, the other end has taken
+//! the state out, and has read again after it passed the state on.
 
 use crc32fast::hash as crc32;
 
-/// The command that libxl saves with: it takes the state as soon as QEMU says that it has obeyed.
+/// The command that libxl saves with: it takes the state as soon as QEMU reports success.
 pub const COMMAND: &str = "xen-save-devices-state";
 /// The first bytes of a record.
 pub const MAGIC: [u8; 8] = *b"stubdmS1";
@@ -41,7 +41,7 @@ pub const HEADER: usize = 32;
 pub const FILLER: u32 = 4096;
 /// The largest state. A device model's is well under a megabyte; the guest's memory is not in it.
 pub const STATE_MAX: u64 = 64 << 20;
-/// The file descriptor set libxl tells a stubdomain's QEMU to save to.
+/// The file descriptor set that libxl has a stubdomain's QEMU save to.
 pub const FDSET: u32 = 1;
 
 /// A record's header.
@@ -76,7 +76,7 @@ impl Header {
         bytes
     }
 
-    /// Reads a header; `None` if this is none, or says something no record says.
+    /// Reads a header; `None` if this is none, or has values that no record has.
     pub fn decode(bytes: &[u8; HEADER]) -> Option<Self> {
         let word = |at: usize| -> Option<u32> {
             let bytes = bytes.get(at..at + 4)?;

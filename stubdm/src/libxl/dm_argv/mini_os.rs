@@ -1,9 +1,9 @@
 //! The Mini-OS protocol: all arguments in one string, `/vm/UUID/image/dmargs`.
 //!
 //! libxl writes it for its older stubdomain: every argument with a space before it, `-sdl`, `-M`
-//! and `xenfv` taken out. An argument with a space in it cannot be told from two. A Linux
-//! stubdomain does not read it; what is here serves to say so, and to show what the toolstack
-//! meant. (`tools/libs/light/libxl_dm.c`, `libxl__write_stub_dmargs`.)
+//! and `xenfv` taken out. An argument with a space in it cannot be distinguished from two. A Linux
+//! stubdomain does not read the string; this module serves to report that, and to show what the
+//! toolstack meant. (`tools/libs/light/libxl_dm.c`, `libxl__write_stub_dmargs`.)
 
 /// The words of the string. An argument that held a space has become several.
 pub fn split(dmargs: &[u8]) -> Vec<Vec<u8>> {

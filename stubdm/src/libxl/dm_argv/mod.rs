@@ -4,7 +4,7 @@
 //! the argument's raw bytes, possibly empty, possibly with line breaks or non-ASCII in it.
 //! `%03d` stops sorting as text at 1000, so names are ordered as numbers.
 //!
-//! Nothing here does I/O: names and values come in, a checked vector comes out.
+//! Nothing here does I/O: it takes names and values, and returns a checked vector.
 //! (`tools/libs/light/libxl_dm.c`, `libxl__write_stub_dmargs`.)
 
 pub mod mini_os;
@@ -18,8 +18,8 @@ use std::os::unix::ffi::OsStringExt;
 
 use stubdm_qmp::json::{Json, Limits};
 
-/// The value of `-incoming` until the stubdomain knows its descriptor. It is replaced
-/// only where it is a whole argument: a guest may well be named like this.
+/// The value of `-incoming` until the stubdomain has its descriptor. It is replaced only where it
+/// is a whole argument: a guest may well be named like this.
 pub const INCOMING_PLACEHOLDER: &[u8] = b"$STUBDOM_RESTORE_INCOMING_ARG";
 
 /// Why an argument vector cannot be used.
@@ -135,7 +135,7 @@ impl DmArgv {
         }
     }
 
-    /// The arguments as they came.
+    /// Returns the arguments as received.
     pub fn args(&self) -> &[Vec<u8>] {
         &self.args
     }
@@ -255,7 +255,7 @@ impl DmArgv {
     }
 }
 
-/// The number of a `-netdev` that is a tap of libxl's.
+/// Returns the number of a `-netdev` that is one of libxl's taps.
 pub(crate) fn tap_number(options: &[u8]) -> Option<u32> {
     let pairs = pairs(options);
     let find = |key: &str| pairs.iter().find(|(k, _)| k == key).map(|(_, v)| v);

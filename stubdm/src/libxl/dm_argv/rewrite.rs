@@ -1,7 +1,7 @@
 //! Rewrites the toolstack's arguments for a stubdomain.
 //!
-//! libxl writes QEMU's arguments as if QEMU ran on the host; `device_model_args` adds what a person
-//! thought of there. Inside the stubdomain the host's files, displays and networks do not exist.
+//! libxl writes QEMU's arguments as if QEMU ran on the host; `device_model_args` adds arguments of
+//! an administrator. Inside the stubdomain the host's files, displays and networks do not exist.
 //! Each option gets one of four verdicts, each with its reason:
 //!
 //! | verdict | meaning |
@@ -11,8 +11,8 @@
 //! | dropped | without it the guest is the same |
 //! | refused | the guest would not be what was asked for: the stubdomain does not start |
 //!
-//! Whether a path exists in the stubdomain is asked of the caller: the init looks at its own root,
-//! the host's `dmargs check` at an image's list of contents.
+//! The caller supplies whether a path exists in the stubdomain: the init checks its own root, the
+//! host's `dmargs check` an image's list of contents.
 
 use stubdm_image::firmware::card_rom;
 
@@ -22,9 +22,9 @@ use crate::libxl::dm_argv::{DmArgv, INCOMING_PLACEHOLDER, pairs, tap_number};
 /// The verdict on one option.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Passed on as it came.
+    /// Passed on unchanged.
     Kept,
-    /// Passed on, with something a person should know.
+    /// Passed on, with a note for the administrator.
     Noted(String),
     /// Passed on with this value instead.
     Changed {
@@ -55,7 +55,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// One line for a log; `None` for an option that is passed on as it came.
+    /// One line for a log; `None` for an option that is passed on unchanged.
     pub fn line(&self) -> Option<String> {
         let value = self.value.as_deref().unwrap_or_default();
         let subject = format!("{} {value}", self.option);
@@ -78,7 +78,7 @@ impl Finding {
 }
 
 impl DmArgv {
-    /// Judges every option, in order; `exists` says whether a path is there in the stubdomain.
+    /// Judges every option, in order; `exists` returns whether a path exists in the stubdomain.
     pub fn judge(&self, exists: &dyn Fn(&str) -> bool) -> Vec<Finding> {
         let all = words(self.args());
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -132,7 +132,7 @@ fn refused(why: impl Into<String>) -> Verdict {
     Verdict::Refused(why.into())
 }
 
-/// Options that no QEMU ends on, whatever libxl or a person says there.
+/// Options that no QEMU ends on, whatever value libxl or a person gives.
 const HARMLESS: &[&str] = &[
     "xen-domid",
     "xen-attach",
@@ -526,7 +526,7 @@ fn is_of_spice(device: &[(String, String)], all: &[Word<'_>]) -> bool {
         })
 }
 
-/// The first word of a value, or what `key` says.
+/// Returns the first word of a value, or the value of `key`.
 fn kind_of<'a>(pairs: &'a [(String, String)], key: &str) -> &'a str {
     let named = pairs.iter().find(|(own, _)| own == key);
     match (named, pairs.first()) {
@@ -604,7 +604,7 @@ fn is_path(value: &str) -> bool {
     value.starts_with('/')
 }
 
-/// Whether a path is one of the devices that a stubdomain has, or that come when their backends do.
+/// Returns whether a path is a device that a stubdomain has, or that appears with its backend.
 fn is_device(path: &str) -> bool {
     let Some(name) = path.strip_prefix("/dev/") else {
         return false;
@@ -680,8 +680,8 @@ fn in_pairs(value: &str, keys: &[&str], judge: &dyn Fn(&str) -> Verdict) -> Verd
         .unwrap_or(Verdict::Kept)
 }
 
-/// A channel of libxl's is served on the host, where its console's other end is; here only a
-/// character device is left over that nothing refers to.
+/// Judges a `-chardev`. The host serves libxl's channels, since the consoles' other ends are there;
+/// here only a character device is left over that nothing refers to.
 fn chardev(value: &str, all: &[Word<'_>], missing: &dyn Fn(&str) -> bool) -> Verdict {
     let pairs = pairs(value.as_bytes());
     let find = |key: &str| {

@@ -1,9 +1,9 @@
 //! QEMU's command line taken apart: which argument is an option, and which is an option's value.
 //!
-//! QEMU decides that by a table: after `-name` comes a value whatever it looks like, after `-S`
-//! never. A reader that only looks for `-drive` finds one in a guest that is *named* `-drive`. The
-//! table here holds what libxl writes and what people put into `device_model_args`; an option that
-//! is not in it has a value if the next argument does not begin with a hyphen. (QEMU:
+//! QEMU decides that by a table: `-name` always takes a value, whatever it looks like; `-S` never
+//! does. A reader that only searches for `-drive` finds one in a guest that is *named* `-drive`.
+//! The table here holds what libxl writes and what people put into `device_model_args`; an option
+//! that is not in it has a value if the next argument does not begin with a hyphen. (QEMU:
 //! `qemu-options.hx`, `softmmu/vl.c`.)
 
 /// One option of the command line.
