@@ -1,4 +1,4 @@
-//! Where the clients of the host's proxy come from.
+//! The source of clients of the host's proxy.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,7 +8,7 @@ use crate::rt::listener::Listener;
 use crate::rt::poll::Interest;
 use crate::rt::stream::Stream;
 
-/// Where clients come from.
+/// The source of clients.
 #[derive(Debug)]
 pub enum Clients {
     /// A listening socket.
@@ -18,7 +18,7 @@ pub enum Clients {
 }
 
 impl Clients {
-    /// The descriptors they come through.
+    /// Returns the descriptors through which clients arrive.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
             Self::Socket(fd) => vec![fd.as_fd()],
@@ -37,7 +37,7 @@ impl Clients {
         }
     }
 
-    /// Returns the descriptor to wait for, if another client may come.
+    /// Returns the descriptor to wait for, if another client may connect.
     pub fn interest(&self) -> Option<Interest<'_>> {
         match self {
             Self::Once(_) => None,

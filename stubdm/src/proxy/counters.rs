@@ -5,10 +5,10 @@
 //! ```
 //!
 //! The file is opened once and rewritten in place: 512 bytes, a JSON object padded with spaces and
-//! its checksum. The worker, which does the counting, does not have it: it says eight numbers, and
+//! its checksum. The worker, which does the counting, does not have it: it sends eight numbers, and
 //! the broker writes them. A reader during a rewrite sees a wrong checksum and reads again. The
-//! reader believes nothing: it reads 512 bytes of a plain file of root's or its own, and takes
-//! numbers from it and nothing else.
+//! reader does not trust the file: it reads 512 bytes of a regular file that root or its own user
+//! owns, and takes only numbers from it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
@@ -32,8 +32,8 @@ const SUM: usize = 9;
 /// How often it is rewritten at most.
 const PACE: Duration = Duration::from_secs(1);
 
-/// The counters. All begin with the process that libxl knows. As bytes, on the way from one process
-/// of the proxy to the other, they are what they are in memory.
+/// The counters. All begin with the process that libxl started. As bytes, between the two processes
+/// of the proxy, they have the same layout as in memory.
 #[repr(C)]
 #[derive(
     Clone,
@@ -82,7 +82,7 @@ impl Counters {
         *counter = counter.saturating_add(count);
     }
 
-    /// An answer came this long after what was asked.
+    /// Records that an answer arrived `took` after its command.
     pub fn latency(&mut self, took: Duration) {
         self.latency_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.longest_us = self.longest_us.max(self.latency_us);
@@ -154,18 +154,18 @@ pub struct CounterPage {
     pub counters: Counters,
 }
 
-/// A proxy's own file; it goes with this value.
+/// A proxy's own file; dropping this value removes it.
 #[derive(Debug)]
 pub struct CounterFile {
     file: File,
     path: PathBuf,
     page: CounterPage,
-    /// The counters of processes that are gone.
+    /// The counters of processes that have ended.
     before: Counters,
 }
 
 impl CounterFile {
-    /// Makes the file for the proxy to one domain; with `resume` it goes on with the counters of a
+    /// Makes the file for the proxy to one domain; with `resume` it continues the counters of a
     /// proxy that was killed.
     ///
     /// # Errors
@@ -226,7 +226,7 @@ impl Drop for CounterFile {
     }
 }
 
-/// Removes the file of a proxy that is gone.
+/// Removes the file of a proxy that has ended.
 pub fn remove(folder: &Path, domain: u16) {
     let _ = fs::remove_file(file(folder, domain));
 }

@@ -1,9 +1,9 @@
 //! The messages of the two halves: short ones, over a pair of SOCK_SEQPACKET sockets.
 //!
-//! Neither side lets the other's words pile up. At most [`WINDOW`] messages of bytes are on their
-//! way in each direction; who has taken half a window says [`Request::Took`] or [`Event::Took`].
-//! Everything else is one question and one answer, or comes once a second at most. A socket buffer
-//! holds far more than that, so one that is full means a partner that broke the rules.
+//! Neither side's messages accumulate. At most [`WINDOW`] messages of bytes are on their way in
+//! each direction; after half a window the receiver sends [`Request::Took`] or [`Event::Took`].
+//! Everything else is one question and one answer, or is sent at most once a second. A socket
+//! buffer holds far more than that, so a full one means that the partner violated the protocol.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,7 +20,7 @@ use crate::rt::poll::sleep;
 pub const CHUNK: usize = 3072;
 /// Messages of bytes that may be on their way in one direction.
 pub const WINDOW: usize = 16;
-/// After how many of them the taker says so.
+/// After how many of them the receiver confirms.
 pub const HALF: usize = WINDOW / 2;
 
 /// From the worker to the broker.
@@ -28,7 +28,7 @@ pub const HALF: usize = WINDOW / 2;
 pub enum Request<'a> {
     /// The worker is confined; sent once.
     Ready,
-    /// Close the vchan if there is one, and connect anew; answered with [`Event::Up`] or
+    /// Close the vchan if there is one, and connect again; answered with [`Event::Up`] or
     /// [`Event::Down`].
     Connect,
     /// Close the vchan.
@@ -48,11 +48,11 @@ pub enum Request<'a> {
 /// From the broker to the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// The vchan is connected; everything said before is about an earlier one.
+    /// The vchan is connected; all earlier messages are about an earlier one.
     Up,
     /// It could not be.
     Down {
-        /// A server can still come.
+        /// A server can still appear.
         may_come: bool,
         /// Why not.
         why: &'a str,
@@ -89,7 +89,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// `None` for what no honest worker says.
+    /// Parses a message; `None` for what no honest worker sends.
     pub fn decode(message: &'a [u8]) -> Option<Self> {
         Some(match message {
             [b'r'] => Self::Ready,
@@ -120,7 +120,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// `None` for what the broker never says.
+    /// Parses a message; `None` for what the broker never sends.
     pub fn decode(message: &'a [u8]) -> Option<Self> {
         let (tag, rest) = message.split_first()?;
         let why = std::str::from_utf8(rest).unwrap_or_default();
@@ -167,7 +167,7 @@ pub enum Received {
     Message(Vec<u8>),
     /// Nothing now.
     Nothing,
-    /// The other half is gone.
+    /// The other half has closed the socket.
     End,
 }
 
@@ -190,7 +190,7 @@ impl IpcSocket {
     /// Sends a message at once.
     ///
     /// # Errors
-    /// The other half is gone, or does not keep to the window.
+    /// The other half has ended, or does not keep to the window.
     pub fn send(&self, message: &[u8]) -> io::Result<()> {
         loop {
             match nix::unistd::write(&self.0, message) {
@@ -220,7 +220,7 @@ impl IpcSocket {
         }
     }
 
-    /// Sleeps until there is a message and takes it; `None` if the other half is gone.
+    /// Sleeps until there is a message and takes it; `None` if the other half has ended.
     ///
     /// # Errors
     /// The system's.

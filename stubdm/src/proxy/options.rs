@@ -24,8 +24,8 @@ pub enum Mode {
 pub enum Filtering {
     /// Only what the policy allows passes.
     On,
-    /// All bytes pass unread, as with upstream's program: what a hostile stubdomain says reaches
-    /// the toolstack as it is.
+    /// All bytes pass unread, as with upstream's program: what a hostile stubdomain sends reaches
+    /// the toolstack unchanged.
     Off,
     /// On for the client's end of a node named `qmp-vchan`, otherwise off.
     Auto,
@@ -49,7 +49,7 @@ pub struct ProxyOptions {
     /// Which end of the vchan this is
     #[arg(short, long, value_enum, default_value = "client")]
     pub mode: Mode,
-    /// Write "running" to this store path once clients can come
+    /// Write "running" to this store path once clients can connect
     #[arg(short, long, value_name = "PATH")]
     pub state_path: Option<String>,
     /// In client mode, begin each vchan connection with the byte of this value; in server mode,
@@ -66,8 +66,8 @@ pub struct ProxyOptions {
     /// The policy, a TOML file, instead of /etc/stubdm/qmp-policy.toml or the built-in one
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
-    /// In client mode, parse what the domain says in a process of its own that can do nothing else;
-    /// off is for debugging
+    /// In client mode, parse what the domain sends in a process of its own that can do nothing
+    /// else; off is for debugging
     #[arg(long, value_enum, value_name = "WHEN", default_value = "on")]
     pub sandbox: Sandboxing,
     /// The user, and group, of that process instead of 2013265920 plus DOMID
@@ -118,11 +118,11 @@ impl Socket {
     }
 }
 
-/// The arguments that `definition` knows, and those that were taken out.
+/// Returns the arguments that `definition` has, and those that were taken out.
 ///
-/// Each downstream libxl may add options to upstream's. Without an option that is not known here, a
-/// guest can still be served; a proxy that ends serves nobody. `args` begins with the program's
-/// name. An unknown option takes along the argument behind it only if there are more operands than
+/// Each downstream libxl may add options to upstream's. Without an unknown option, a guest can
+/// still be served; a proxy that ends serves nobody. `args` begins with the program's name. An
+/// unknown option takes along the argument behind it only if there are more operands than
 /// `operands` otherwise.
 pub fn known_only(
     mut definition: clap::Command,

@@ -1,6 +1,6 @@
 //! Finding the first byte of a monitor session on a ring that keeps what an earlier one left.
 //!
-//! The ring keeps what an earlier client did not read, and the server may not even have noticed
+//! The ring keeps what an earlier client did not read, and the server may not even have detected
 //! that the client changed. So before anything else we ask QEMU something that is refused while
 //! capabilities are not negotiated (`query-version`, under an id nobody used before) and read until
 //! its answer:
@@ -9,8 +9,8 @@
 //!   and everything else was stale ([`Found::New`]);
 //! * obeyed: the server still serves the client before ([`Found::Old`]).
 //!
-//! The probe starts with `0xFF` and a line break when no greeting came first, which makes QEMU's
-//! parser forget half a command that an earlier client may have left in it.
+//! When no greeting was received first, the probe starts with `0xFF` and a line break. They make
+//! QEMU's parser drop half a command that an earlier client may have left in it.
 
 use std::time::{Duration, Instant};
 
@@ -66,7 +66,7 @@ impl Memory {
 pub struct Greeting {
     /// The line, without its end.
     pub line: Vec<u8>,
-    /// QEMU's version, if the greeting tells one.
+    /// QEMU's version, if the greeting has one.
     pub version: Option<Version>,
 }
 
@@ -75,7 +75,7 @@ pub struct Greeting {
 pub enum Found {
     /// A new session.
     New(Greeting),
-    /// An old session, or one whose greeting is not known: connect anew.
+    /// An old session, or one whose greeting is not known: connect again.
     Old,
 }
 
@@ -159,14 +159,14 @@ impl Resync {
         self.out.front()
     }
 
-    /// `count` bytes of [`Resync::poll_transmit`] went out.
+    /// Handles that `count` bytes of [`Resync::poll_transmit`] were written.
     pub fn handle_transmitted(&mut self, count: usize) {
         self.out.consume(count);
     }
 
     fn send_probe(&mut self, memory: &mut Memory, now: Instant) {
         self.probe_at = now + PROBE_WAIT;
-        // A server that greets for ever and reads nothing gets no more of them.
+        // A server that greets forever and reads nothing gets no more of them.
         if self.out.room() == 0 {
             return;
         }

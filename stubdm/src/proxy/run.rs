@@ -35,7 +35,7 @@ use crate::rt::{fd, log, text};
 use crate::service::claim::{self as service, Resume};
 use crate::service::record::{Claim, Kind};
 
-/// Runs the proxy until SIGHUP, SIGTERM or SIGINT, or until nobody can come any more.
+/// Runs the proxy until SIGHUP, SIGTERM or SIGINT, or until no client can connect any more.
 ///
 /// # Errors
 /// Fails if it cannot start, or has to stop for good. Trouble with one client, or with the vchan
@@ -73,7 +73,7 @@ pub fn run_on(options: &ProxyOptions, open: impl FnOnce() -> Result<(Xen, Store)
     log::follow();
     let signals = Signals::take(&[Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT])
         .context("taking over signals")?;
-    // The socket comes first: with a wrong path nothing else needs to be touched.
+    // The socket is parsed first: with a wrong path nothing else is touched.
     let socket = Socket::parse(&options.socket);
     match options.mode {
         Mode::Client => {
@@ -282,7 +282,7 @@ fn serve_vchan(
     signals: &Signals,
 ) -> Result<()> {
     let channel = xen_vchan::ServerBuilder::new(target.domid, options.node.as_str())
-        // Dom0's clients can write into this domain's memory anyway, and come back quickly.
+        // Dom0's clients can write into this domain's memory anyway, and reconnect quickly.
         .reuse_memory(target.domid == DomId::DOM0)
         .publish(&target.xen, &target.store)
         .context(format_args!("offering a vchan at {}", options.node))?;
@@ -349,7 +349,7 @@ fn backend(socket: Socket) -> Result<Backend> {
     })
 }
 
-/// The socket may come later, but not into a directory that is not there.
+/// Checks that the directory of `path` exists; the socket may be made later.
 fn existing_directory(path: PathBuf) -> Result<PathBuf> {
     let directory = path.parent().filter(|p| p.as_os_str() != OsStr::new(""));
     if let Some(directory) = directory {

@@ -17,7 +17,7 @@ pub trait VchanSide {
     fn handle_vchan_written(&mut self, count: usize);
     /// How many bytes of the vchan's may be read now.
     fn vchan_room(&self) -> usize;
-    /// Bytes came from the other end.
+    /// Handles bytes from the other end.
     fn handle_vchan_bytes(&mut self, bytes: &[u8], now: Instant);
 }
 
@@ -25,7 +25,7 @@ pub trait VchanSide {
 pub trait ClientSide {
     /// How many bytes of the client's may be read now.
     fn room(&self) -> usize;
-    /// Bytes came from the client.
+    /// Handles bytes from the client.
     fn handle_bytes(&mut self, bytes: &[u8], now: Instant);
     /// Bytes for the client.
     fn poll_transmit(&self) -> &[u8];
@@ -36,7 +36,7 @@ pub trait ClientSide {
 /// Moves bytes between a session and the vchan. Returns whether any moved.
 ///
 /// # Errors
-/// The vchan is gone, and everything it had was read.
+/// The vchan is closed, and everything in it was read.
 pub fn splice_vchan<L: Transport>(
     session: &mut impl VchanSide,
     vchan: &mut L,

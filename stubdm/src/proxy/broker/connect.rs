@@ -46,7 +46,7 @@ impl VchanConnect {
         Self { marker, ..self }
     }
 
-    /// The looks at the file that the stubdomain's saves go to.
+    /// Returns the checks of the file for the stubdomain's saves.
     pub fn saves(&self) -> FileSaves {
         FileSaves::new(self.file.clone())
     }
@@ -65,7 +65,7 @@ impl Connect for VchanConnect {
     }
 
     fn may_come(&mut self) -> bool {
-        // A store that cannot answer says nothing about the domain.
+        // A store that cannot answer does not mean that the domain has ended.
         self.store.is_introduced(self.server).unwrap_or(true)
     }
 }
@@ -120,7 +120,7 @@ mod tests {
                         Err(error) => assert!(Instant::now() < end, "{error}"),
                     }
                 };
-                // Held back, heard again, held back.
+                // Held back, handled again, held back.
                 for _ in 0..2 {
                     let held = (0..20_000).any(|_| is_held_after_a_turn(&mut near, end));
                     assert!(held, "20,000 events in a row were taken at once");

@@ -54,13 +54,13 @@ impl LogRelay {
         Some((from.as_fd(), PollFlags::POLLIN))
     }
 
-    /// When [`LogRelay::turn`] is wanted without an event.
+    /// Returns when [`LogRelay::turn`] is due without an event.
     pub fn deadline(&self) -> Option<Instant> {
         self.rest_until
     }
 
-    /// Writes what came to the log, within the budget. A worker that says more than the budget
-    /// is not held up, but slowed down.
+    /// Writes the worker's output to the log, within the budget. A worker that writes more than the
+    /// budget is slowed down, but not blocked.
     pub fn turn(&mut self, budget: &mut Budget, now: Instant) {
         if self.rest_until.is_some_and(|until| now < until) {
             return;

@@ -51,7 +51,7 @@ impl Rates {
     /// It is too early; when it is not.
     pub fn take(&mut self, order: &Request<'_>, now: Instant) -> Result<(), Instant> {
         match order {
-            // The broker itself sees to it that this comes once.
+            // The broker itself ensures that this is received once.
             Request::Ready => return Ok(()),
             Request::Connect => &mut self.connect,
             Request::Close => &mut self.close,

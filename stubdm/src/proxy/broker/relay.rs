@@ -28,14 +28,14 @@ pub struct Relay<C: Connect> {
     connect: C,
     vchan: Option<C::Transport>,
     ipc: IpcSocket,
-    /// Messages of bytes for the vchan, and how much of the first is gone.
+    /// Messages of bytes for the vchan, and how much of the first is written.
     out: VecDeque<Vec<u8>>,
     written: usize,
     /// Messages taken since the worker was notified.
     taken: usize,
-    /// Messages given to the worker that it has not said it took.
+    /// Messages given to the worker whose receipt it has not confirmed.
     lent: usize,
-    /// Where what it counted is written.
+    /// The file for its counters.
     counter_file: Option<CounterFile>,
     /// The worker is confined.
     ready: bool,
@@ -44,7 +44,7 @@ pub struct Relay<C: Connect> {
     /// Looks at saved states that were begun, and how many of them an earlier worker asked for.
     looks: u32,
     stale: u32,
-    /// An order that came too early, and when it is not.
+    /// A request that arrived too early, and when it is due.
     held: Option<(Vec<u8>, Instant)>,
 }
 
@@ -75,7 +75,7 @@ impl<C: Connect> Relay<C> {
         }
     }
 
-    /// Whether the worker has said that it is confined. It says nothing else before.
+    /// Returns whether the worker has reported that it is confined. It sends nothing else before.
     pub fn is_ready(&self) -> bool {
         self.ready
     }
@@ -100,7 +100,7 @@ impl<C: Connect> Relay<C> {
         }
     }
 
-    /// Whether a server can still come: its domain exists.
+    /// Returns whether a server can still appear: its domain exists.
     pub fn may_come(&mut self) -> bool {
         self.connect.may_come()
     }
@@ -127,8 +127,8 @@ impl<C: Connect> Relay<C> {
         interests
     }
 
-    /// When [`Relay::turn`] is wanted without an event: an order waits until it is due, or the
-    /// vchan's events do.
+    /// Returns when [`Relay::turn`] is due without an event: a request, or the vchan's events, wait
+    /// until then.
     pub fn deadline(&self) -> Option<Instant> {
         let held = self.held.as_ref().map(|(_, at)| *at);
         earlier(held, self.vchan.as_ref().and_then(Transport::deadline))
@@ -137,7 +137,7 @@ impl<C: Connect> Relay<C> {
     /// Does all that can be done without waiting; returns whether there is more to do at once.
     ///
     /// # Errors
-    /// `UnexpectedEof` when the worker is gone, `InvalidData` when it broke the rules.
+    /// `UnexpectedEof` when the worker has ended, `InvalidData` when it violated the protocol.
     pub fn turn(&mut self, now: Instant) -> io::Result<bool> {
         for _ in 0..ROUNDS {
             let message = match self.held.take() {

@@ -1,9 +1,9 @@
-//! On the host: whether the state that QEMU says it has saved is in the file that libxl takes.
+//! On the host: checks that the state that QEMU reports as saved is in the file that libxl takes.
 //!
-//! libxl opens the file by its name as soon as it is told of success, takes all that is in it, and
-//! removes the name when it is told of a failure. The console server meanwhile appends every record
-//! to one open file; it keeps bytes that a full disk refuses and writes them later, some twice. So
-//! before libxl is told, [`SavedFile::stored`] looks:
+//! After a success libxl opens the file by its name at once and takes all that is in it. After a
+//! failure it removes the name. The console server meanwhile appends every record to one open file;
+//! it keeps bytes that a full disk refuses and writes them later, some twice. So
+//! [`SavedFile::stored`] checks before libxl gets the answer:
 //!
 //! | found | done |
 //! |---|---|
@@ -13,7 +13,7 @@
 //!
 //! The record is the one whose end is the file's, but for filler, with a checksum that is right.
 //! Records are counted: one that a full disk kept back is not taken for the next. A stream without
-//! records is another stubdomain's, and libxl's to judge.
+//! records is from another kind of stubdomain, and libxl judges it.
 //!
 //! The stubdomain writes the file: it is read up to a limit, in pieces.
 
@@ -29,8 +29,8 @@ use crate::libxl::state_record::{HEADER, Header, MAGIC, STATE_MAX};
 
 /// How much is read at a time.
 const PIECE: usize = 64 << 10;
-/// How much may have come since the last record: that one's filler, records that a full disk kept
-/// back, and a record.
+/// How much may have been written since the last record: that one's filler, records that a full
+/// disk kept back, and a record.
 const NEW_MAX: u64 = 2 * STATE_MAX;
 /// How many headers are tried whose record could be the last thing in the file.
 const TRIES: usize = 4;
@@ -39,9 +39,9 @@ const TRIES: usize = 4;
 #[derive(Debug)]
 pub struct SavedFile {
     path: PathBuf,
-    /// The file that the console server writes, even when its name is gone.
+    /// The file that the console server writes, even when its name is removed.
     held: Option<File>,
-    /// Where in that the last record ended.
+    /// The offset in it at which the last record ended.
     from: u64,
     /// The number that the next record has at least.
     next: u32,
@@ -90,11 +90,11 @@ impl SavedFile {
         }
     }
 
-    /// QEMU says that it has saved: sees to it that libxl finds this state, and no other, under the
-    /// name.
+    /// Handles QEMU's report of a save: ensures that libxl finds this state, and no other, under
+    /// the name.
     ///
     /// # Errors
-    /// Why it does not: one line for people.
+    /// Why libxl would not find it: one line for people.
     pub fn stored(&mut self) -> Result<(), String> {
         self.hold();
         let number = self.find();
@@ -333,8 +333,8 @@ fn replace(file: &File, path: &Path, record: &Record) -> io::Result<()> {
     written
 }
 
-/// Gives the disk back what is in front of `end`: nobody reads it any more. The console's server
-/// goes on behind it.
+/// Frees the file's blocks before `end`: nobody reads them any more. The console's server continues
+/// after them.
 fn spare(file: &File, end: u64) {
     let Ok(length @ 1..) = i64::try_from(end) else {
         return;

@@ -31,7 +31,7 @@ impl StateFile {
         }
     }
 
-    /// Keeps the file open, as [`SavedFile::hold`] says. During a look it is kept already.
+    /// Keeps the file open, by [`SavedFile::hold`]. During a check it is already open.
     pub fn hold(&self) {
         let mut file = match self.file.try_lock() {
             Ok(file) => file,

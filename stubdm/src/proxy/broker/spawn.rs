@@ -4,8 +4,8 @@
 //!   start ──▶ runs ──the socket closed, a rule broken, or too late──▶ ends ──reaped──▶ a pause ──▶ start
 //! ```
 //!
-//! Nothing that the worker controls is waited for without a limit: one that closed its socket has
-//! `GRACE` to end by itself, which tells its own exit status, and is killed then.
+//! Every wait for the worker has a limit: one that closed its socket has `GRACE` to end by itself,
+//! with its own exit status, and is killed then.
 
 use std::ffi::OsString;
 use std::io;
@@ -116,12 +116,12 @@ pub struct Broker<C: Connect> {
 }
 
 impl<C: Connect> Broker<C> {
-    /// Starts the worker. `arguments` is this program's command line, name first; the other gets
-    /// the same and what it was given. Its counters are written to `counter_file`.
+    /// Starts the worker. `arguments` is this program's command line, name first; the worker gets
+    /// the same and its descriptors. Its counters are written to `counter_file`.
     ///
-    /// It takes clients as soon as it is confined, which is not waited for: those who come before
-    /// that wait, as they do when another takes its place. From here on this process's log is
-    /// limited.
+    /// The worker accepts clients as soon as it is confined. This call does not wait for that:
+    /// earlier clients wait in the socket, as they do while a worker is replaced. From here on this
+    /// process's log is limited.
     ///
     /// # Errors
     /// It could not be started.
@@ -159,7 +159,7 @@ impl<C: Connect> Broker<C> {
         None
     }
 
-    /// The worker is gone or has to go.
+    /// Handles a worker that has ended or has to end.
     fn dismiss(&mut self, error: &io::Error, now: Instant) -> Progress {
         self.stood |= self.relay.is_ready();
         self.relay.close();

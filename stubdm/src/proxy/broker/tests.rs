@@ -73,7 +73,7 @@ fn relay(streams: Vec<UnixStream>) -> (Relay<Pipes>, IpcSocket) {
     (Relay::new(Pipes(streams), saves, near, Instant::now()), far)
 }
 
-/// A relay that works until the other side of its socket is gone.
+/// A relay that works until the other side of its socket is closed.
 fn working(streams: Vec<UnixStream>) -> (std::thread::JoinHandle<io::ErrorKind>, IpcSocket) {
     let (mut relay, far) = relay(streams);
     let thread = std::thread::spawn(move || {
@@ -220,7 +220,7 @@ fn who_breaks_the_rules_is_found_out() {
     ipc.send(b"?").unwrap();
     assert_eq!(verdict(with), io::ErrorKind::InvalidData);
 
-    // Before the walls are said to be up.
+    // Before the worker has reported that it is confined.
     let (near, ipc) = IpcSocket::pair().unwrap();
     ipc.send(&Request::Connect.encode()).unwrap();
     let with = Relay::new(

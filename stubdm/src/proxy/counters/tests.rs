@@ -31,7 +31,7 @@ fn what_is_written_is_read_and_goes_with_the_proxy() {
         (1, 1, 7)
     );
     assert_eq!((counters.latency_us, counters.longest_us), (1000, 3000));
-    // Another worker goes on where the last one ended.
+    // Another worker continues where the last one ended.
     counter_file.begin_again();
     let mut since = Counters {
         sessions: 1,

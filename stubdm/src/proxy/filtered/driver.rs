@@ -186,7 +186,7 @@ impl<C: Connect> Task for Driver<C> {
             let write = !self.multiplexer.poll_client(*client).is_empty();
             interests.extend(local.interest(read, write));
         }
-        // While nothing may be read, a deadline says when to look again.
+        // While nothing may be read, a deadline determines when to look again.
         let vchan = self
             .vchan
             .as_ref()
@@ -199,7 +199,7 @@ impl<C: Connect> Task for Driver<C> {
     /// # Errors
     /// The system's, about a new client.
     fn turn(&mut self, now: Instant) -> io::Result<Progress> {
-        // A client that comes during the rounds is still there for the next turn.
+        // A client that connects during the rounds waits for the next turn.
         let mut moved = self.accept(now)?;
         for _ in 0..ROUNDS {
             if self.here.is_empty() && matches!(self.clients, Clients::Once(_)) {

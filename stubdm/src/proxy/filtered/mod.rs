@@ -15,9 +15,9 @@ use crate::proxy::saves::Saves;
 pub struct Filter {
     /// The policy.
     pub policy: Policy,
-    /// Where its counts go.
+    /// The reporter of its counters.
     pub reporter: Option<Reporter>,
-    /// The looks that answers to saves wait for.
+    /// The checks that answers to saves wait for.
     pub saves: Box<dyn Saves>,
 }
 

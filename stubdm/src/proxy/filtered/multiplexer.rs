@@ -6,13 +6,14 @@
 //!   client 3 ─▶ (not greeted) ┘
 //! ```
 //!
-//! A client is greeted from what is known of QEMU as soon as the session with it stands; its
-//! commands wait for their turn. A client that leaves takes with it what QEMU does not have yet.
+//! A client is greeted, with QEMU's version, as soon as the session with QEMU is established; its
+//! commands wait for their turn. When a client leaves, its commands that QEMU does not have yet are
+//! dropped.
 //!
 //! # Memory
-//! Whatever the stubdomain says: one line of its, the value read from it and that value rebuilt;
-//! for each client one answer that it has not taken yet, for a client is given no turn while more
-//! than [`SIZE`] waits for it; at most 20 events a second. The limits are the policy's.
+//! Whatever the stubdomain sends: one line of its output, the value read from it and that value
+//! rebuilt; for each client one answer that it has not taken yet, because a client gets no turn
+//! while more than [`SIZE`] waits for it; at most 20 events a second. The limits are the policy's.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -92,7 +93,7 @@ impl Multiplexer {
         &self.counters
     }
 
-    /// Whether another client may come.
+    /// Returns whether another client may connect.
     pub fn has_free_slot(&self) -> bool {
         self.slots.len() < CLIENTS
     }
@@ -137,7 +138,7 @@ impl Multiplexer {
         let open = self.slot(client).filter(|slot| !slot.ends);
         let talk = open.and_then(|slot| slot.talk.as_ref());
         let full = open.is_some_and(|slot| slot.out.room() == 0);
-        // QEMU's version decides what a command may hold, so the greeting comes first.
+        // QEMU's version decides what a command may hold, so the greeting is needed first.
         if talk.is_some_and(Conversation::has_room) && !full {
             4096
         } else {
@@ -145,7 +146,7 @@ impl Multiplexer {
         }
     }
 
-    /// Bytes came from the client.
+    /// Handles bytes from the client.
     pub fn handle_client_bytes(&mut self, client: u64, bytes: &[u8], now: Instant) {
         let found = self.slots.iter_mut().find(|slot| slot.number == client);
         if let Some(slot) = found {
@@ -156,14 +157,14 @@ impl Multiplexer {
         self.advance(now);
     }
 
-    /// The client will say nothing more, but may still be listening.
+    /// Handles the end of the client's bytes; the client may still be reading.
     pub fn handle_client_ended(&mut self, client: u64) {
         if let Some(slot) = self.slot_mut(client) {
             slot.ends = true;
         }
     }
 
-    /// Whether nothing is left to be said to a client that has ended.
+    /// Returns whether nothing is left to send to a client that has ended.
     pub fn is_over(&self, client: u64) -> bool {
         self.slot(client).is_none_or(|slot| {
             slot.ends
@@ -172,7 +173,7 @@ impl Multiplexer {
         })
     }
 
-    /// The client is gone.
+    /// Handles a client that has left.
     pub fn handle_client_gone(&mut self, client: u64, now: Instant) {
         self.qemu.handle_client_left(client, now);
         let at = self.slots.iter().position(|slot| slot.number == client);
@@ -188,7 +189,7 @@ impl Multiplexer {
         self.slot(client).map_or(&[], |slot| slot.out.front())
     }
 
-    /// `count` bytes of [`Multiplexer::poll_client`] went out.
+    /// Handles that `count` bytes of [`Multiplexer::poll_client`] were written.
     pub fn handle_client_written(&mut self, client: u64, count: usize, now: Instant) {
         if let Some(slot) = self.slot_mut(client) {
             slot.out.consume(count);
@@ -226,7 +227,7 @@ impl Multiplexer {
             .any(|slot| slot.talk.as_ref().is_none_or(Conversation::has_request))
     }
 
-    /// Returns the action on the vchan; [`VchanAction::End`] closes it until it is wanted again.
+    /// Returns the action on the vchan; [`VchanAction::End`] closes it until it is needed again.
     pub fn poll_connection(&self) -> VchanAction {
         self.qemu.poll_connection()
     }
@@ -259,7 +260,7 @@ impl Multiplexer {
         self.qemu.handle_vchan_up(now);
     }
 
-    /// The vchan could not be connected, or is gone.
+    /// Handles a vchan that could not be connected, or is lost.
     pub fn handle_vchan_lost(&mut self, now: Instant) {
         let lost = self.qemu.handle_vchan_lost(now);
         self.handle_session_events([lost], now);
@@ -270,7 +271,7 @@ impl Multiplexer {
         self.qemu.vchan_room()
     }
 
-    /// Bytes came from the other end.
+    /// Handles bytes from the other end.
     pub fn handle_vchan_bytes(&mut self, bytes: &[u8], now: Instant) {
         let events = self.qemu.handle_vchan_bytes(bytes, &mut self.audit, now);
         self.handle_session_events(events, now);
@@ -281,7 +282,7 @@ impl Multiplexer {
         self.qemu.poll_vchan()
     }
 
-    /// `count` bytes of [`Multiplexer::poll_vchan`] went out.
+    /// Handles that `count` bytes of [`Multiplexer::poll_vchan`] were written.
     pub fn handle_vchan_written(&mut self, count: usize) {
         self.qemu.handle_vchan_written(count);
     }
@@ -319,8 +320,7 @@ impl Multiplexer {
         !self.saved.is_empty()
     }
 
-    /// Takes the outcome of a save: QEMU's answer goes out, or the reason why the state is of no
-    /// use.
+    /// Handles the outcome of a save: sends QEMU's answer, or the reason why the state is unusable.
     pub fn handle_stored(&mut self, outcome: &Result<(), String>, now: Instant) {
         let Some((client, reply)) = self.saved.pop_front() else {
             return;
@@ -347,7 +347,7 @@ impl Multiplexer {
         }
     }
 
-    /// QEMU's session is gone, and with it what it knew: all that was asked is answered.
+    /// Handles the loss of QEMU's session and its state: answers every open command with an error.
     fn lost(&mut self, client: Option<u64>, now: Instant) {
         self.absent.get_or_insert(now);
         let found = self

@@ -6,13 +6,12 @@
 //!   └──────────────────────────────┴────────────────────────┴─────────────┘ or the vchan is lost
 //! ```
 //!
-//! The vchan is connected when the first client comes and then kept. QEMU has one command at a
-//! time. Its output is read at all times, within the rate of `BURST`, or it would pile up in
-//! QEMU.
+//! The vchan is connected for the first client and then kept. QEMU has one command at a time. Its
+//! output is read at all times, within the rate of `BURST`, or it would accumulate in QEMU.
 //!
-//! A command has no time limit of ours, for `stop` and a save may take as long as they do; one that
-//! takes long is reported in the audit. One whose client has left is given up when others wait: the
-//! vchan is connected anew, which gives a monitor session of its own.
+//! A command has no time limit of ours, because `stop` and a save may take any time; one that takes
+//! long is reported in the audit. A command whose client has left is abandoned when others wait:
+//! the vchan is connected again, which starts a new monitor session.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,13 +31,14 @@ use crate::rt::buffer::{Buffer, SIZE};
 use crate::rt::token_bucket::TokenBucket;
 
 /// How long QEMU may take to answer the first probe, and then to agree on capabilities, before the
-/// vchan is connected anew. A server that died without a trace in the ring is left behind so.
+/// vchan is connected again. This ends the session with a server that died without a trace in the
+/// ring.
 const NEGOTIATION: Duration = Duration::from_secs(10);
 /// When a command that takes long is reported first; six times as long for each further time.
 const REPORT: Duration = Duration::from_secs(10);
-/// Bytes of QEMU's that are read at once: several answers of the greatest length. A QEMU that never
-/// stops talking would otherwise keep a processor of the host busy; what it says beyond the rate
-/// stays in the ring.
+/// Bytes of QEMU's that are read at once: several answers of the greatest length. A QEMU that
+/// writes without end would otherwise keep a processor of the host busy; what it writes beyond the
+/// rate stays in the ring.
 const BURST: u64 = 4 << 20;
 /// Bytes that are read after that, each [`PAUSE`]: 1 MiB a second.
 const RATE: u64 = (1 << 20) / 10;
@@ -70,12 +70,13 @@ struct Sent {
 pub enum SessionEvent {
     /// The answer to the command of this client.
     Answer(u64, Reply),
-    /// QEMU says it has saved, to the command of this client if it is still there: the answer waits
-    /// for a look at the state.
+    /// QEMU reports a save, to the command of this client if it is still connected: the answer
+    /// waits for a check of the state.
     Saved(Option<u64>, Reply),
     /// An event.
     Event(String, Option<Json>),
-    /// The session with QEMU is gone. The client whose command QEMU had, if it is still there.
+    /// The session with QEMU is lost. Holds the client of the command that QEMU had, if it is still
+    /// connected.
     Lost(Option<u64>),
 }
 
@@ -89,7 +90,7 @@ pub struct QemuSession {
     sent: Option<Sent>,
     out: Buffer,
     retry: Backoff,
-    /// Not before this is it connected anew.
+    /// It is not connected again before this.
     rest_until: Instant,
     version: Version,
     budget: TokenBucket,
@@ -112,7 +113,7 @@ impl QemuSession {
         }
     }
 
-    /// Returns the action on the vchan; [`VchanAction::End`] closes it until it is wanted again.
+    /// Returns the action on the vchan; [`VchanAction::End`] closes it until it is needed again.
     pub fn poll_connection(&self) -> VchanAction {
         match &self.phase {
             Phase::Idle => VchanAction::End,
@@ -201,7 +202,8 @@ impl QemuSession {
         };
     }
 
-    /// The vchan could not be connected, or is gone: it is connected again for those who want it.
+    /// Handles a vchan that could not be connected, or is lost: it is connected again if clients
+    /// need it.
     pub fn handle_vchan_lost(&mut self, now: Instant) -> SessionEvent {
         self.rest_until = now + self.retry.pause();
         self.phase = Phase::Idle;
@@ -224,7 +226,7 @@ impl QemuSession {
         });
     }
 
-    /// The client has left; what QEMU says to its command goes nowhere.
+    /// Handles a client that has left: QEMU's answer to its command is dropped.
     pub fn handle_client_left(&mut self, client: u64, now: Instant) {
         if let Some(sent) = self.sent.as_mut().filter(|s| s.client == Some(client)) {
             sent.client = None;
@@ -240,7 +242,7 @@ impl QemuSession {
         }
     }
 
-    /// Bytes came from the other end.
+    /// Handles bytes from the other end.
     pub fn handle_vchan_bytes(
         &mut self,
         mut bytes: &[u8],
@@ -308,7 +310,7 @@ impl QemuSession {
         }
     }
 
-    /// `count` bytes of [`QemuSession::poll_vchan`] went out.
+    /// Handles that `count` bytes of [`QemuSession::poll_vchan`] were written.
     pub fn handle_vchan_written(&mut self, count: usize) {
         match &mut self.phase {
             Phase::Resync { sync, .. } => sync.handle_transmitted(count),

@@ -53,7 +53,7 @@ impl<C: Connect> Task for Driver<C> {
             return self.clients.interest().into_iter().collect();
         };
         let mut interests = Vec::new();
-        // A client that is gone stays readable for ever: it is not asked about again.
+        // A client that has left stays readable forever: it is not polled again.
         if !session.client_is_gone() {
             let (read, write) = (session.client_room() > 0, !session.poll_client().is_empty());
             interests.extend(local.interest(read, write));
@@ -193,8 +193,8 @@ fn drive_client(
     if state.ended {
         session.handle_client_half_closed();
     }
-    // With no room to read, a client that left can hold on to its last words for ever: what it
-    // said is worth less than the next client's turn.
+    // With no room to read, the last bytes of a client that left could wait forever: they are worth
+    // less than the next client's turn.
     if state.gone || (state.ended && ends_at_eof) {
         debug!("the client has left");
         session.handle_client_gone(now);

@@ -6,10 +6,10 @@
 //!   └────────────┘          client gone, anywhere ─▶ End ◀──────┘
 //! ```
 //!
-//! Before a client of ours hears anything, [`Resync`] finds the session's first byte; its greeting
-//! then goes to the client, and from here on bytes are passed on as they are. A server that still
-//! serves the client before has the vchan closed, and opened again after a pause in which it can
-//! notice.
+//! Before a client of ours receives anything, [`Resync`] finds the session's first byte. Then the
+//! client gets the greeting, and from there on bytes are passed on unchanged. If the server still
+//! serves the client before, the vchan is closed, and opened again after a pause in which the
+//! server can detect that.
 //!
 //! With [`Payload::Opaque`] there is no such question to ask, and bytes flow as soon as the vchan
 //! is up. QMP under a policy is [`crate::proxy::filtered::multiplexer`]'s.
@@ -24,8 +24,8 @@ use crate::rt::buffer::{Buffer, SIZE};
 
 /// How long the last bytes of a client that left, or for one that is to be closed, may take.
 const FLUSH_WAIT: Duration = Duration::from_secs(2);
-/// How often it is looked whether the other end has taken a gone client's last bytes: what is
-/// written is told of when there is room for more, not when all of it is taken.
+/// How often to check whether the other end has taken the last bytes of a client that left. The
+/// vchan notifies when there is room for more, not when everything is taken.
 const FLUSH_LOOK: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
@@ -35,11 +35,11 @@ enum Phase {
     },
     Resync(Box<Resync>),
     Splice,
-    /// The vchan is gone; what the client is still to get is going out.
+    /// The vchan is lost; what the client is still to get is being sent.
     Finish {
         until: Instant,
     },
-    /// The client is gone; what it said last is going out.
+    /// The client has left; its last bytes are being sent.
     Flush {
         until: Instant,
         look_at: Instant,
@@ -115,8 +115,8 @@ impl HostSession {
         };
     }
 
-    /// The vchan could not be connected, or is gone: retried while the client has heard nothing,
-    /// the end otherwise, for what was lost cannot be made good.
+    /// Handles a vchan that could not be connected, or is lost. Retries while the client has
+    /// received nothing. Otherwise ends the session, because lost bytes cannot be recovered.
     pub fn handle_vchan_lost(&mut self, now: Instant) {
         match self.phase {
             Phase::Down { .. } | Phase::Resync(_) => self.reconnect(now),
@@ -143,17 +143,17 @@ impl HostSession {
         if open { self.to_vchan.room() } else { 0 }
     }
 
-    /// Bytes came from the client.
+    /// Handles bytes from the client.
     pub fn handle_client_bytes(&mut self, bytes: &[u8]) {
         self.to_vchan.append(bytes);
     }
 
-    /// The client will say nothing more, but may still be listening.
+    /// Handles the end of the client's bytes; the client may still be reading.
     pub fn handle_client_half_closed(&mut self) {
         self.client_reads_only = true;
     }
 
-    /// The client is gone; [`HostSession::handle_client_bytes`] got all that it said.
+    /// Handles a client that has left; [`HostSession::handle_client_bytes`] got all its bytes.
     pub fn handle_client_gone(&mut self, now: Instant) {
         self.client_reads_only = true;
         self.to_client.clear();
@@ -169,7 +169,7 @@ impl HostSession {
         }
     }
 
-    /// Whether [`HostSession::handle_client_gone`] was told.
+    /// Returns whether [`HostSession::handle_client_gone`] was called.
     pub fn client_is_gone(&self) -> bool {
         matches!(self.phase, Phase::Flush { .. } | Phase::End)
     }
@@ -183,7 +183,7 @@ impl HostSession {
         }
     }
 
-    /// Bytes came from the other end.
+    /// Handles bytes from the other end.
     pub fn handle_vchan_bytes(&mut self, memory: &mut Memory, mut bytes: &[u8], now: Instant) {
         if let Phase::Resync(sync) = &mut self.phase {
             match sync.handle_bytes(memory, &mut bytes, now) {
@@ -210,7 +210,7 @@ impl HostSession {
         }
     }
 
-    /// `count` bytes of [`HostSession::poll_vchan`] went out.
+    /// Handles that `count` bytes of [`HostSession::poll_vchan`] were written.
     pub fn handle_vchan_written(&mut self, count: usize) {
         match &mut self.phase {
             Phase::Resync(sync) => sync.handle_transmitted(count),
@@ -223,7 +223,7 @@ impl HostSession {
         self.to_client.front()
     }
 
-    /// `count` bytes of [`HostSession::poll_client`] went out.
+    /// Handles that `count` bytes of [`HostSession::poll_client`] were written.
     pub fn handle_client_written(&mut self, count: usize) {
         self.to_client.consume(count);
     }

@@ -1,4 +1,4 @@
-//! The command line's wishes, and a store that goes away.
+//! The command line's options, and a store that disappears.
 
 use std::ffi::OsString;
 

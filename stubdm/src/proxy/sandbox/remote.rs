@@ -18,7 +18,7 @@ pub struct RemoteConnect {
     outcomes: Outcomes,
 }
 
-/// The outcomes of looks at saved states, as they come between other messages.
+/// The outcomes of checks of saved states, as they arrive between other messages.
 type Outcomes = Arc<Mutex<VecDeque<Result<(), String>>>>;
 
 fn push(outcomes: &Outcomes, outcome: Result<(), &str>) {
@@ -46,7 +46,7 @@ impl Saves for RemoteSaves {
     }
 
     fn interests(&self) -> Vec<Interest<'_>> {
-        // The messages come with those of the vchan.
+        // The messages arrive with those of the vchan.
         Vec::new()
     }
 }
@@ -61,7 +61,7 @@ impl RemoteConnect {
         }
     }
 
-    /// The looks at the file that the stubdomain's saves go to.
+    /// Returns the checks of the file for the stubdomain's saves.
     pub fn saves(&self) -> RemoteSaves {
         RemoteSaves {
             ipc: self.ipc.clone(),
@@ -107,7 +107,7 @@ impl Connect for RemoteConnect {
 pub struct Remote {
     ipc: Arc<IpcSocket>,
     inbox: VecDeque<Vec<u8>>,
-    /// The bytes that came were taken a moment ago.
+    /// The received messages were taken a moment ago.
     fresh: bool,
     /// How much of the inbox's first message is read.
     read: usize,
@@ -160,7 +160,7 @@ impl Remote {
         }
     }
 
-    /// Takes what has come: within the broker's window, so no more than fits the inbox.
+    /// Takes the received messages: within the broker's window, so no more than fits the inbox.
     fn receive(&mut self) -> io::Result<()> {
         while self.lost.is_none() {
             match self.ipc.receive()? {
@@ -175,7 +175,7 @@ impl Remote {
 
 impl Drop for Remote {
     fn drop(&mut self) {
-        // If the broker is gone, so is the vchan.
+        // If the broker has ended, the vchan is closed too.
         let _ = self.ipc.send(&Request::Close.encode());
     }
 }
@@ -199,7 +199,7 @@ impl Transport for Remote {
     }
 
     fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // A message that comes in between is still there to wake whoever sleeps on the socket.
+        // A message that arrives in between still wakes whoever sleeps on the socket.
         if !std::mem::take(&mut self.fresh) && self.inbox.is_empty() {
             self.receive()?;
         }

@@ -18,10 +18,10 @@ use crate::rt::error::{Context, Result};
 use crate::rt::event_loop::{self, HangUp};
 use crate::rt::fd;
 
-/// Confines this process and serves clients until no more can come, or the broker ends.
+/// Confines this process and serves clients until no more can connect, or the broker ends.
 ///
 /// # Errors
-/// A restriction could not be put up, or the system's, about a new client.
+/// A restriction could not be applied, or accepting a client failed.
 pub fn run(
     options: &ProxyOptions,
     given: Inherited,
@@ -47,11 +47,11 @@ pub fn run(
     ipc.send(&Request::Ready.encode()).context(gone)?;
     let payload = Payload::of_node(&options.node);
     let connect = RemoteConnect::new(ipc.clone());
-    // The built-in one is read now that the broker knows: clients that come meanwhile wait.
+    // The built-in one is read after the report to the broker: clients that connect meanwhile wait.
     let filter = match policy {
         Some(policy) => {
             let ipc = ipc.clone();
-            // A broker that does not take it is gone, which ends the loop.
+            // A broker that does not take it has ended, which ends the loop.
             let report = move |counters: &_| drop(ipc.send(&Request::Counted(*counters).encode()));
             Some(Filter {
                 policy: policy.into_policy()?,

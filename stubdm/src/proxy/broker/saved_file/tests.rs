@@ -72,7 +72,7 @@ fn each_save_leaves_its_own_record_only_and_the_rest_takes_no_room() {
 #[test]
 fn a_name_that_libxl_removed_is_there_again_for_the_next_save() {
     let mut server = Server::new();
-    // QEMU refused: nothing came, nobody asked.
+    // QEMU refused: nothing was written, and nobody checked.
     fs::remove_file(server.path()).unwrap();
     server.writes(&record(1, b"QEVM one"));
     server.assert_taken(1, b"QEVM one");
@@ -119,7 +119,7 @@ fn a_record_that_was_kept_back_is_not_taken_for_the_next() {
     let mut server = Server::new();
     let why = server.refused();
     assert!(why.contains("has not arrived"), "{why}");
-    // Only now the first comes, and the second does not.
+    // Only now the first is written, and the second is not.
     server.writes(&record(1, b"QEVM one"));
     server.refused();
     server.writes(&record(3, b"QEVM three"));
@@ -136,7 +136,7 @@ fn an_altered_record_is_refused() {
         bad[bit / 8] ^= 1 << (bit % 8);
         let mut server = Server::new();
         server.writes(&bad);
-        // Without its first word it is a stream that nobody here knows.
+        // Without its first word it is a stream of an unknown kind.
         let result = server.saved.stored();
         assert_eq!(result.is_ok(), bit < 64, "bit {bit}: {result:?}");
     }

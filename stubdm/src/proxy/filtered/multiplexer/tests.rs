@@ -14,7 +14,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Nobody came yet.
+    /// Returns a bench without clients.
     fn new() -> Self {
         let now = Instant::now();
         let policy = Arc::new(Policy::built_in().unwrap());
@@ -33,7 +33,7 @@ impl Bench {
         (bench, client)
     }
 
-    /// The vchan comes up with a new monitor session behind it.
+    /// Connects the vchan with a new monitor session behind it.
     fn connect(&mut self) {
         let VchanAction::Connect(at) = self.multiplexer.poll_connection() else {
             panic!("{:?}", self.multiplexer.poll_connection())
@@ -85,7 +85,7 @@ impl Bench {
         String::from_utf8(all).unwrap()
     }
 
-    /// QEMU says a line, in pieces as they come from the ring.
+    /// QEMU sends a line, in pieces as the ring returns them.
     fn qemu(&mut self, line: &str) {
         for piece in format!("{line}\r\n").as_bytes().chunks(4096) {
             self.multiplexer.handle_vchan_bytes(piece, self.now);
@@ -114,7 +114,7 @@ impl Bench {
         Some((text("execute"), text("id")))
     }
 
-    /// The id of the command that goes out now.
+    /// Returns the id of the command that is sent now.
     fn id(&mut self) -> String {
         self.sent().unwrap().1
     }
