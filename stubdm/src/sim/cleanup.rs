@@ -26,9 +26,9 @@ use crate::rt::error::{Context, Failure, Result};
 
 /// Marks the processes of a run: the name of its directory, which is like no other.
 pub const MARK: &str = "STUBDM_SIM_DIRECTORY";
-/// How long killed processes may take to be gone.
+/// How long killed processes may take to end.
 const LIMIT: Duration = Duration::from_secs(10);
-/// So many looks in a row have to find nothing.
+/// Consecutive looks that must find nothing.
 const CALM: u32 = 5;
 
 /// A run's directory, and the process that it belongs to.
@@ -47,7 +47,7 @@ impl Cleanup {
     /// One of them could not be made.
     pub fn start() -> Result<Self> {
         let what = "a temporary directory";
-        // Named here and made there: whichever of the two is killed, the other knows what to
+        // Named here and made there: whichever of the two is killed, the other has the path to
         // remove.
         let directory = std::env::temp_dir().join(format!("stubdm-sim-{}", name().context(what)?));
         let program = std::env::current_exe().context("this program's file")?;
@@ -70,7 +70,7 @@ impl Cleanup {
         let mut made = [0];
         match output.map(|mut output| output.read_exact(&mut made)) {
             Some(Ok(())) => Ok(cleanup),
-            // It has said why, unless it was killed.
+            // It has reported why, unless it was killed.
             _ => {
                 cleanup.sweep()?;
                 Err(Failure::new("no temporary directory could be made"))
@@ -122,7 +122,7 @@ pub fn play(directory: &Path) -> Result<ExitCode> {
         .mode(0o700)
         .create(directory)
         .context(format_args!("making {place}"))?;
-    // If nobody hears it, the end of the pipe comes next.
+    // If nobody reads it, the pipe's end is read next.
     let _ = io::stdout()
         .write_all(b"!")
         .and_then(|()| io::stdout().flush());
@@ -138,7 +138,7 @@ fn clear(directory: &Path) -> Result<()> {
     let mut calm = 0;
     while calm < CALM {
         kill_marked(directory);
-        // Whatever it says: what counts is whether the directory is there.
+        // The result does not matter: what counts is whether the directory is there.
         let removed = fs::remove_dir_all(directory);
         let there = fs::symlink_metadata(directory).is_ok();
         if there && deadline <= Instant::now() {
@@ -162,7 +162,7 @@ fn kill_marked(directory: &Path) {
             // It may have ended by itself meanwhile.
             let _ = kill(pid, Signal::SIGKILL);
         }
-        // They are other processes' children: nobody tells of their ends.
+        // They are other processes' children: nothing reports their ends to this one.
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -1,10 +1,9 @@
 //! A scripted QMP peer, for machines without QEMU: it takes QEMU's arguments, listens and connects
-//! where they say, and knows a handful of commands.
+//! at the places they name, and supports a handful of commands.
 //!
-//! It keeps QEMU's manners, which is what the proxy relies on: a greeting for every conversation,
-//! nothing but `qmp_capabilities` before that was given, ids returned, errors for what it does not
-//! know. It ends when the monitor it connected to is closed, or by `quit`, a person's `quit`
-//! included.
+//! It behaves as QEMU does where the proxy relies on it: a greeting for every conversation, only
+//! `qmp_capabilities` before that was sent, ids returned, errors for unknown commands. It ends when
+//! the monitor it connected to is closed, or by `quit`, a person's `quit` included.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -68,7 +67,7 @@ struct Machine {
 
 /// One conversation, to its end.
 fn converse(stream: UnixStream, machine: &Machine) {
-    // Both directions end with whichever does first; there is nobody to tell why.
+    // Both directions end with whichever does first; there is nobody to report the reason to.
     let _ = talk(stream, machine);
 }
 

@@ -116,7 +116,7 @@ impl Host {
         written.context(format_args!("writing {node}"))
     }
 
-    /// Where the stubdomain's init says what it is doing.
+    /// Returns the node in which the stubdomain's init reports its phase.
     pub fn phase_node(&self) -> String {
         format!("/local/domain/{}/data/stubdm", self.stub)
     }
@@ -129,7 +129,7 @@ impl Host {
         )
     }
 
-    /// Where the proxy says that it is there.
+    /// Returns the node in which the proxy reports that it is ready.
     pub fn proxy_node(&self) -> String {
         format!("/local/domain/0/device-model/{}/qmp-proxy-state", self.stub)
     }
@@ -151,7 +151,7 @@ impl Host {
                     leaks.join(", ")
                 )));
             }
-            // The broker learns of a process's end after this one does, and tells nobody.
+            // The broker detects a process's end after this one does, and reports it to nobody.
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -45,7 +45,7 @@ use part::Part;
 const QEMU: &str = "qemu-system-x86_64";
 /// How long the answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// Signals that end everything, and the one that says a process has ended.
+/// Signals that end everything, and the one that reports the end of a process.
 const SIGNALS: &[Signal] = &[
     Signal::SIGINT,
     Signal::SIGTERM,
@@ -80,10 +80,10 @@ pub struct SimOptions {
     pub arguments: Option<Json>,
 }
 
-/// Tells the story.
+/// Runs the simulation.
 ///
 /// # Errors
-/// Whatever kept the answer from coming, an interruption included, or something that stayed.
+/// Whatever prevented the answer, an interruption included, or something that was left over.
 pub fn run(options: &SimOptions) -> Result<()> {
     let signals = Signals::take(SIGNALS).context("taking over signals")?;
     nix::sys::prctl::set_child_subreaper(true).context("becoming a subreaper")?;
@@ -232,7 +232,7 @@ impl Parts<'_> {
         Ok(pid)
     }
 
-    /// Waits until a node says `running`, as libxl does.
+    /// Waits until a node has the value `running`, as libxl does.
     fn wait_for_running(&self, node: &str) -> Result<()> {
         let store = self.host.store();
         let watch = store.watch(node).context(format_args!("watching {node}"))?;
@@ -252,7 +252,7 @@ impl Parts<'_> {
         })
     }
 
-    /// Asks as `stubdm-run qmp` does, in a thread: Ctrl-C is heard meanwhile.
+    /// Asks as `stubdm-run qmp` does, in a thread: Ctrl-C is handled meanwhile.
     fn ask(&self, question: QmpOptions) -> Result<()> {
         let (mut ours, theirs) = UnixStream::pair().context("a socket")?;
         ours.set_nonblocking(true).context("a socket")?;
@@ -275,13 +275,13 @@ impl Parts<'_> {
             }
             let answer = asking.join();
             let answer = answer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            // An answer that came all the same has been printed.
+            // An answer that arrived all the same has been printed.
             answer.map_err(|failure| waited.err().unwrap_or(failure))
         })
     }
 
-    /// Sleeps until `look` finds something: it is asked at first and at every event. A signal, the
-    /// deadline and, if wanted, the end of a process are errors.
+    /// Sleeps until `look` finds something: calls it at first and at every event. A signal, the
+    /// deadline and, if requested, the end of a process are errors.
     fn until<T>(
         &self,
         deadline: Option<Instant>,
@@ -297,7 +297,7 @@ impl Parts<'_> {
                     return Err(Failure::new(format_args!("interrupted by {signal}")));
                 }
             }
-            // Before the look: what a process said at its end explains more than its end.
+            // Before the look: what a process wrote at its end explains more than its end.
             let ended = self.started.iter().find_map(|(part, _)| part.ended());
             if let Some(found) = look()? {
                 return Ok(found);

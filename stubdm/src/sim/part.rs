@@ -1,7 +1,7 @@
-//! A process of the simulation and all that it starts: one process group, none of which stays.
+//! A process of the simulation and all that it starts: one process group, of which nothing is left.
 //!
-//! The first process keeps its number until the group is gone, since it is not waited for before;
-//! so the group's number cannot come to mean somebody else.
+//! The first process keeps its number until the group has ended, since it is not waited for before.
+//! So the group's number cannot be reused.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -34,8 +34,8 @@ pub struct Part {
 }
 
 impl Part {
-    /// Starts `command`, whose words go to a file in `directory`. To be called on the first
-    /// thread, which lives as long as the program.
+    /// Starts `command`, with its output in a file in `directory`. To be called on the first
+    /// thread, which lives until the program ends.
     ///
     /// # Errors
     /// The file or the process could not be made.
@@ -59,7 +59,7 @@ impl Part {
         self.pid
     }
 
-    /// Whether it has ended, and how: a line that says so.
+    /// Returns a line with how it ended, if it has ended.
     pub fn ended(&self) -> Option<String> {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         let how = match waitid(Id::Pid(self.pid), flags) {
@@ -105,7 +105,7 @@ impl Drop for Part {
         // The first process is waited for only below, so the group is ours.
         let _ = killpg(self.pid, Signal::SIGKILL);
         let group = Pid::from_raw(-self.pid.as_raw());
-        // Orphans of the group come to this process, which is a subreaper.
+        // Orphans of the group become children of this process, which is a subreaper.
         while matches!(waitpid(group, None), Ok(_) | Err(Errno::EINTR)) {}
     }
 }

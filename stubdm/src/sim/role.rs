@@ -1,7 +1,7 @@
 //! The other processes of `stubdm-run sim`: this program again, joined to the simulated host.
 //!
-//! A simulated host's broker listens at a path; who connects says which domain it is of. These
-//! processes end when the one that started them does, however that ends.
+//! A simulated host's broker listens at a path; a process that connects sends the domain it belongs
+//! to. These processes end when the one that started them does, however that ends.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -103,7 +103,7 @@ pub fn play(role: Role) -> Result<ExitCode> {
         Role::Stubdomain { .. } => false,
     };
     if !alone {
-        // Should the other be gone already, joining its host fails.
+        // If the other has already ended, joining its host fails.
         set_pdeathsig(Signal::SIGTERM).context("asking to be told of the end")?;
     }
     match role {
