@@ -1,4 +1,4 @@
-//! `stubdm-run policy`: is a policy well-formed, what does it say, and what becomes of a command.
+//! `stubdm-run policy`: checks a policy, shows it, and decides on a command.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::rt::error::{Context, Failure, Result};
 /// Commands on a policy.
 #[derive(Clone, Debug, Subcommand)]
 pub enum PolicyCommand {
-    /// Read a policy and say what is wrong with it
+    /// Read a policy and report what is wrong with it
     Check {
         /// A TOML file; without it the policy that holds on this host
         #[arg(value_name = "FILE")]

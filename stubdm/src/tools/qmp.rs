@@ -61,7 +61,7 @@ pub(crate) fn object(text: &str) -> std::result::Result<Json, String> {
     }
 }
 
-/// Asks, and prints what came.
+/// Sends a command, and prints the answer.
 ///
 /// # Errors
 /// No such guest, no stubdomain, no answer in time, or QEMU's own refusal: exit status 1.

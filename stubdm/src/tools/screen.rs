@@ -43,7 +43,7 @@ pub struct ScreenOptions {
     pub domid: DomId,
 }
 
-/// Draws the screen until Ctrl-] is pressed, a signal comes, or the screen is gone.
+/// Draws the screen until Ctrl-] is pressed, a signal arrives, or the screen disappears.
 ///
 /// # Errors
 /// No terminal, no such guest, no screen, no picture in time, or the VNC server closes the

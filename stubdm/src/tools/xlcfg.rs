@@ -2,7 +2,7 @@
 //! texts, numbers or lists of texts.
 //!
 //! (`docs/man/xl.cfg.5.pod`, `tools/libs/util/libxlu_cfg_l.l`.) What is not understood is skipped:
-//! xl itself says what is wrong.
+//! xl itself reports what is wrong.
 
 /// A value.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -31,7 +31,7 @@ pub struct Gathered {
     pub cards: usize,
     /// Whether libxl gave the stubdomain a framebuffer, for which a QEMU stays in dom0.
     pub screen: bool,
-    /// The stubdomain's memory in KiB, if the store says.
+    /// The stubdomain's memory in KiB, if the store has it.
     pub memory: Option<u64>,
 }
 

@@ -12,7 +12,7 @@ use crate::libxl::places::Libxl;
 /// The least memory that dom0 should have left, in KiB.
 const SPARE: u64 = 128 << 10;
 
-/// The host, and what was said of it.
+/// The host, and what was reported about it.
 pub(super) struct Host<'a> {
     pub(super) root: &'a Path,
     /// Every libxl there is.
@@ -115,7 +115,7 @@ impl Host<'_> {
                 "Xen offers no HVM guests",
                 "switch on virtualisation (VT-x, AMD-V) in the machine's firmware",
             ),
-            // Without Xen that is said already.
+            // Without Xen that is reported already.
             None => {}
         }
     }

@@ -57,8 +57,8 @@ impl Host<'_> {
         );
     }
 
-    /// The ramdisks that guests are configured with, libxl's own place for one, and one that was
-    /// named; each is judged by the kernel that goes with it.
+    /// Checks the ramdisks that guests are configured with, libxl's own place for one, and one that
+    /// was named; each with the kernel that belongs to it.
     pub(super) fn images(&mut self, named: Option<&Path>) {
         let mut all: Vec<(String, Option<PathBuf>, Option<String>)> = Vec::new();
         if let Some(path) = named {

@@ -1,9 +1,9 @@
-//! `stubdm-run doctor`: looks at a host and says what is missing for guests with stubdomains, and
-//! how to mend it.
+//! `stubdm-run doctor`: examines a host and reports what is missing for guests with stubdomains,
+//! and how to fix it.
 //!
-//! It only reads files, below a root that may be made up: no device is opened and nothing is
-//! changed. Each thing looked at gives one line: `ok`, `note` (works, but a person should know) or
-//! `wrong` (does not work; with what to do about it).
+//! It only reads files, below a root that may be artificial: no device is opened and nothing is
+//! changed. Each check prints one line: `ok`, `note` (works, with a remark) or `wrong` (does not
+//! work; with what to do about it).
 
 mod checks;
 mod guests;
@@ -41,7 +41,7 @@ pub struct DoctorOptions {
 pub enum State {
     /// As it should be.
     Ok,
-    /// It works, but a person should know.
+    /// It works, with a remark for the administrator.
     Note,
     /// It does not work.
     Wrong,

@@ -7,8 +7,8 @@ use crate::service::record::{self, Liveness};
 use crate::supervise::run::is_running;
 
 impl Host<'_> {
-    /// Reports each proxy and console server that is gone or older than the installed program, and a
-    /// missing supervisor.
+    /// Reports each proxy and console server that has ended or is older than the installed program,
+    /// and a missing supervisor.
     pub(super) fn services(&mut self) {
         let folder = counters::FOLDER.trim_start_matches('/');
         let folder = self.root.join(folder);

@@ -14,7 +14,7 @@ use crate::guest::qemu;
 use crate::libxl::places::path;
 use crate::tools::install;
 
-/// Where a libxl that does not say looks for the program that carries QMP.
+/// The default path at which a libxl looks for the program that carries QMP.
 const PROXY: &str = "/usr/bin/vchan-socket-proxy";
 
 /// Folders of files that name programs to start, stop, watch or confine.

@@ -1,5 +1,5 @@
-//! dpkg's diversions: a package's file goes by another name, now and whenever the package is
-//! upgraded (`dpkg-divert(1)`).
+//! dpkg's diversions: a package's file gets another name, now and whenever the package is upgraded
+//! (`dpkg-divert(1)`).
 
 use std::env;
 use std::process::Command;
@@ -13,7 +13,7 @@ pub(super) const SUFFIX: &str = ".distrib";
 /// dpkg's list: three lines for each, the path, the other path, and the package or `:`.
 const DIVERSIONS: &str = "/var/lib/dpkg/diversions";
 
-/// Where `dpkg` keeps what it knows.
+/// The folder of `dpkg`'s database.
 const DATABASE: &str = "/var/lib/dpkg";
 
 /// One diversion.

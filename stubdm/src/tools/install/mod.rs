@@ -7,9 +7,9 @@
 //! ```
 //!
 //! A file in a place is put aside under the same name with `.distrib`: by `dpkg-divert`, so that
-//! upgrades of the package go there too, or by a plain rename where there is no dpkg. Everything is
-//! decided before the first change, the record is written before the files, and both commands can
-//! be repeated.
+//! upgrades of the package are installed there too, or by a plain rename where there is no dpkg.
+//! Everything is decided before the first change, the record is written before the files, and both
+//! commands can be repeated.
 
 mod dpkg;
 mod parts;
@@ -69,7 +69,7 @@ pub struct InstallOptions {
     /// running one]
     #[arg(long, value_name = "PATH")]
     kernel: Option<String>,
-    /// Move files aside without telling dpkg, also where there is dpkg
+    /// Move files aside without a dpkg diversion, also where there is dpkg
     #[arg(long)]
     rename: bool,
     /// Do nothing, and succeed, where there is no libxl
@@ -233,7 +233,7 @@ impl Common {
     }
 }
 
-/// Takes the steps for one place; the record knows of them before and after.
+/// Takes the steps for one place; the record is written before and after.
 fn carry_out_one(root: &Root, record: &mut Record, work: &Work) -> Result<()> {
     let known = record
         .entries

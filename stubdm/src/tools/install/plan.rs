@@ -56,8 +56,8 @@ impl Facts<'_> {
         self.diversions.iter().find(|known| known.place == place)
     }
 
-    /// Whether what an entry says was done; it is written first, and what wrote it may have been
-    /// ended.
+    /// Returns whether the steps of an entry were taken: it is written first, and the installation
+    /// may have been interrupted.
     fn was_done(&self, entry: &Entry) -> Result<bool> {
         let put = self.is_put(&entry.place, &entry.put)?;
         Ok(put

@@ -1,6 +1,6 @@
 //! The record of installed files and of those there before, which makes `uninstall` possible.
 //!
-//! It is written before the steps it tells of are taken, so that an installation that was cut short
+//! It is written before the steps it records are taken, so that an installation that was cut short
 //! can be taken back too.
 
 use std::fs;
@@ -25,19 +25,19 @@ pub(super) const PATH: &str = "/var/lib/stubdm/installed.json";
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Put {
-    /// A symbolic link, by what it says.
+    /// A symbolic link, by its target.
     Link(String),
     /// A file, by its text.
     Text(String),
 }
 
-/// Where what lay there has gone.
+/// The step taken with the file that lay there.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Aside {
-    /// Nothing lay there, and dpkg was told nothing.
+    /// Nothing lay there, and dpkg has no diversion.
     Nothing,
-    /// Renamed, and nobody was told.
+    /// Renamed, without a diversion.
     Renamed,
     /// dpkg diverts it for everybody.
     DivertedLocally,
@@ -96,7 +96,7 @@ impl Record {
         Ok(record)
     }
 
-    /// Writes it so that it is there whole or as it was; without entries, it goes.
+    /// Writes the record atomically; removes it if it has no entries.
     pub(super) fn write(&self, root: &Root) -> Result<()> {
         let place = root.place(PATH);
         self.write_at(root, &place).context(place.shown.display())

@@ -1,9 +1,9 @@
 //! The host's files, or an image's: paths below a root, and what lies at them.
 //!
 //! Every path is walked from the root's descriptor, one part after another, each opened without
-//! following links and looked at before it is gone through. A link leads on below the same root, as
-//! if that were `/`. So nothing outside of the root is reached, whoever changes its folders
-//! meanwhile, and a step acts in the folder that was walked to.
+//! following links and checked before the next. A link is resolved below the same root, as if that
+//! were `/`. So nothing outside of the root is reached, whoever changes its folders meanwhile, and
+//! a step acts in the folder that was walked to.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -95,7 +95,7 @@ impl Root {
     /// its path without links.
     ///
     /// # Errors
-    /// Something is missing, no folder, or a link too many; what `visit` said.
+    /// Something is missing, no folder, or a link too many; or `visit` failed.
     pub(super) fn walk(
         &self,
         path: &str,

@@ -21,7 +21,7 @@ pub(super) enum Step {
     /// `dpkg-divert` with these arguments.
     Divert(Vec<String>),
     Move(Place, Place),
-    /// A link that says the first, at the second.
+    /// A link to the first, at the second.
     Link(String, Place),
     Write(String, Place),
     Remove(Place),

@@ -61,7 +61,7 @@ impl Typed {
         self.run(false);
     }
 
-    /// Takes what is there for whole: no more bytes came.
+    /// Handles a pause: takes the bytes so far as complete.
     pub(super) fn handle_timeout(&mut self) {
         self.run(true);
     }
@@ -91,8 +91,8 @@ impl Typed {
     }
 }
 
-/// Returns the first press and the number of its bytes; `None` while it may go on. Bytes that are
-/// no key's are no press.
+/// Returns the first press and the number of its bytes; `None` while it may be incomplete. Bytes
+/// that are no key's are no press.
 fn parse(bytes: &[u8]) -> Option<(usize, Option<Press>)> {
     match bytes {
         [LEAVE, ..] => Some((1, Some(Press::Leave))),

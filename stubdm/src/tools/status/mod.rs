@@ -27,7 +27,7 @@ pub struct StatusOptions {
     /// Print JSON; with --watch one line each time
     #[arg(long)]
     pub json: bool,
-    /// Show it again each time a guest comes or goes, and after this many seconds, until q or
+    /// Show it again each time a guest starts or ends, and after this many seconds, until q or
     /// Ctrl-C
     #[arg(
         short,
@@ -53,7 +53,7 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
     }
 }
 
-/// Reads and prints, once or until told to stop.
+/// Reads and prints, once or until stopped.
 ///
 /// # Errors
 /// The store's, or the result cannot be printed.

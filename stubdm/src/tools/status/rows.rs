@@ -1,7 +1,7 @@
 //! Reads what there is to show of each guest with a stubdomain.
 //!
-//! A domain or a process may go at any moment between two reads: what is not there any more is
-//! `None`, and a domain that has gone is left out.
+//! A domain or a process may end at any moment between two reads: what is not there any more is
+//! `None`, and a domain that has ended is left out.
 
 use std::fs;
 use std::path::Path;
@@ -108,7 +108,7 @@ pub fn rows(existing: &mut Domains, folder: &Path, screens: &mut Screens) -> Res
         let proxy = reader.process(Kind::Proxy, stubdomain)?;
         let memory = reader.text(&format!("{stub}/memory/target"))?;
         let page = counters::read(folder, stubdomain.as_u16());
-        // A file that another process left says nothing of this one.
+        // A file that another process left does not describe this one.
         let page = page.filter(|page| proxy.is_some_and(|proxy| proxy.pid == page.pid));
         if let Some(server) = reader.vnc_server(stubdomain) {
             places.push(rows.len());

@@ -30,8 +30,8 @@ pub struct Screen {
 
 /// The screens of all guests, and the sizes that their servers named last.
 ///
-/// A server names its size to viewers. So each is joined for a moment, but not anew by each frame
-/// of `status --watch`.
+/// A server names its size to viewers. So this connects to each for a moment, but not again for
+/// each frame of `status --watch`.
 #[derive(Debug, Default)]
 pub struct Screens {
     sizes: HashMap<(DomId, SocketAddr), (Instant, Size)>,
@@ -161,7 +161,7 @@ mod tests {
         }
         // Each that answered was joined once.
         assert_eq!(joined.load(Ordering::Relaxed), 1);
-        // A size is asked anew in the end, and at once for another guest.
+        // A size is asked for again in the end, and at once for another guest.
         for (named, _) in screens.sizes.values_mut() {
             *named = named.checked_sub(SIZE_LASTS).unwrap();
         }

@@ -1,5 +1,5 @@
-//! The rows as a table and as JSON. Text from the store may be a guest's: it is printed as
-//! [`stubdm_qmp::text`] says.
+//! The rows as a table and as JSON. Text from the store may be a guest's: it is printed through
+//! [`stubdm_qmp::text`].
 
 use serde_json::{Value, json};
 use stubdm_qmp::text::one_line;

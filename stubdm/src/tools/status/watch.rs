@@ -21,7 +21,7 @@ use crate::rt::poll::{Interest, sleep};
 use crate::rt::signals::Signals;
 use crate::tools::terminal::{Keys, Terminal, pressed, print};
 
-/// Domains come and go in bursts; a burst is one frame.
+/// Domains start and end in bursts; a burst is one frame.
 const BURST: Duration = Duration::from_millis(100);
 
 pub(super) fn run(domains: &mut Domains, folder: &Path, pace: Duration, json: bool) -> Result<()> {
