@@ -45,7 +45,7 @@ const KEYS: [u8; 3] = [0x1d, 0x38, 0x02];
 /// The command line.
 #[derive(Args, Clone, Debug)]
 pub struct SelectOptions {
-    /// Return at once, and go on in the background
+    /// Return at once, and continue in the background
     #[arg(long)]
     pub background: bool,
     /// Its store

@@ -2,8 +2,9 @@
 //!
 //! # Safety
 //! `ioctl(2)` is not safe code because some requests take an address, and because a number means
-//! something else to another driver. The requests here go to devices whose type and major number
-//! were checked, and each is given a buffer of at least the size that the driver's header names.
+//! something else to another driver. The requests here are sent only to devices whose type and
+//! major number were checked. Each gets a buffer of at least the size that the driver's header
+//! names.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -85,8 +86,8 @@ impl FrameBuffer {
     }
 }
 
-/// Takes an input device for all that share this open file: what is typed goes nowhere else, so no
-/// key of the viewer's reaches the kernel's own console, where it could restart the domain.
+/// Grabs an input device for all that share this open file: nobody else gets the keys. So no key of
+/// the viewer's reaches the kernel's own console, where it could restart the domain.
 ///
 /// # Errors
 /// It is no input device, or the driver refuses.

@@ -128,7 +128,7 @@ impl<F: Frame> Worker<F> {
         Ok(true)
     }
 
-    /// Reads input events; a device that fails is gone.
+    /// Reads input events; a device that fails is dropped.
     fn read_inputs(&mut self) {
         let mut buffer = [0; EVENTS];
         let Self {

@@ -93,8 +93,8 @@ pub fn claim(
     Ok(Some(claim))
 }
 
-/// Writes `value` to a node of libxl's, and only if it is there when `resume` says that it was
-/// written before: libxl may have removed it.
+/// Writes `value` to a node of libxl's. With `resume`, the node was written before: writes it only
+/// if it still exists, because libxl may have removed it.
 ///
 /// # Errors
 /// The store's.

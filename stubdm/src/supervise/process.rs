@@ -21,7 +21,8 @@ use crate::service::record::{self, Liveness, Record};
 #[derive(Debug)]
 pub struct Process {
     pidfd: OwnedFd,
-    /// A duplicate of the socket at which libxl asks: clients wait in it when the process is gone.
+    /// A duplicate of the socket that libxl connects to: clients wait in it when the process has
+    /// ended.
     pub listener: Option<OwnedFd>,
 }
 

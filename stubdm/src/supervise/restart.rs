@@ -50,7 +50,7 @@ pub struct RestartPlace {
 /// Kills each process that is recorded, and starts it again where it stopped.
 ///
 /// # Errors
-/// There is none for that guest; one did not come up within 10 s. The others are restarted.
+/// There is none for that guest, or one did not start within 10 s. The others are restarted.
 pub fn run(options: &RestartOptions) -> Result<()> {
     let folder = &options.more.folder;
     let wanted = match options.domain {

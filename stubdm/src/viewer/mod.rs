@@ -29,7 +29,7 @@ pub struct Viewer {
     pub client: Client,
     picture: Picture,
     updates: usize,
-    /// Bytes of the picture that did not come since its size was named.
+    /// Bytes of the picture that were not received since its size was named.
     missing: usize,
     buffer: Vec<u8>,
 }
@@ -87,7 +87,7 @@ impl Viewer {
         self.updates
     }
 
-    /// Returns whether all pixels of the picture came.
+    /// Returns whether all pixels of the picture were received.
     pub fn is_whole(&self) -> bool {
         self.updates > 0 && self.missing == 0
     }
