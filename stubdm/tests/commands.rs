@@ -16,7 +16,7 @@ fn has_xen() -> bool {
     Path::new("/dev/xen/evtchn").exists() || Path::new("/proc/xen/capabilities").exists()
 }
 
-/// Runs it and returns the one line it has to say.
+/// Runs it and returns its one line of error.
 fn complaint(command: &mut Command, status: i32) -> String {
     let Output {
         status: ended,
@@ -144,7 +144,7 @@ fn monitor(listener: UnixListener, answer: &'static str) -> std::thread::JoinHan
     std::thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
         let mut out = stream.try_clone().unwrap();
-        // An event may come first.
+        // An event may arrive first.
         out.write_all(b"{\"event\": \"RESUME\"}\r\n{\"QMP\": {}}\r\n")
             .unwrap();
         let mut asked = Vec::new();

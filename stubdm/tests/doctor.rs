@@ -806,7 +806,7 @@ fn a_qemu_of_dom0_older_than_the_launcher_is_named() {
         let _ = fs::remove_file(&link);
         symlink(format!("/{qemu}{program}"), link).unwrap();
     };
-    // One of a guest, which libxl knows by its number.
+    // A guest's device model, which libxl identifies by its domain id.
     process(41, "7", ".distrib");
     process(42, "0", "");
     let said = || String::from_utf8(host.run(&[]).stdout).unwrap();

@@ -1,5 +1,5 @@
 //! Random programs of a hostile stubdomain against the proxy that filters and the servers of
-//! consoles and screens, for as long as `VCHAN_FUZZ_SECONDS` says (2 unless set).
+//! consoles and screens, for `VCHAN_FUZZ_SECONDS` seconds (2 unless set).
 //!
 //! `fuzz/` has the same entry functions for cargo-fuzz.
 #![allow(clippy::unwrap_used, clippy::expect_used)]

@@ -57,7 +57,7 @@ impl Bench {
         self.session.handle_timeout(&mut self.memory, self.now);
     }
 
-    /// Takes what goes to the vchan.
+    /// Takes the bytes for the vchan.
     fn for_vchan(&mut self) -> Vec<u8> {
         let mut all = Vec::new();
         while !self.session.poll_vchan().is_empty() {
@@ -78,7 +78,7 @@ impl Bench {
         String::from_utf8(all).unwrap()
     }
 
-    /// The id of the probe that goes out, which must be the only thing that does.
+    /// Returns the id of the probe that is sent, which must be the only thing sent.
     fn probe(&mut self) -> String {
         let bytes = self.for_vchan();
         let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -166,7 +166,7 @@ fn a_server_that_did_not_notice_the_change_of_client_is_made_to() {
         VchanAction::End
     );
     let mut bench = bench.next().up();
-    // No greeting comes: the old monitor session goes on.
+    // No greeting arrives: the old monitor session continues.
     bench.wait(Duration::from_millis(499));
     assert!(bench.for_vchan().is_empty());
     bench.wait(Duration::from_millis(1));

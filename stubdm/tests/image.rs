@@ -249,7 +249,7 @@ fn all_that_qemu_needs_is_packed_where_the_kernel_can_mount_it() {
         assert_eq!(said.status.code(), Some(0), "{said:?}");
         serde_json::from_slice(&said.stdout).unwrap()
     };
-    // A kernel without the two modules: as large as before, with a line that says why.
+    // A kernel without the two modules: as large as before, with a line that states why.
     let plain = built(&[]);
     let plain_list = inspect(&file);
     assert_eq!(plain["packed"], false);

@@ -242,7 +242,7 @@ fn with_dpkg_it_is_a_diversion() {
         &["install"],
         "is diverted to /usr/bin/vchan-socket-proxy.real already, by others",
     );
-    // By hand it goes without dpkg, where nothing is diverted.
+    // With `--rename` it works without dpkg, where nothing is diverted.
     host.put("var/lib/dpkg/diversions", b"");
     let done = host.stdout(&["install", "--rename"]);
     assert!(
@@ -284,7 +284,7 @@ fn what_is_missing_or_in_the_way_is_one_line_and_changes_nothing() {
     host.refuses(&["install"], "is no file");
     fs::remove_dir(host.path(PROXY)).unwrap();
 
-    // Nothing lay there: it comes and goes.
+    // Nothing lay there: the file is installed and removed.
     let before = host.files();
     host.stdout(&["install"]);
     assert_eq!(host.link(PROXY), "/usr/bin/stubdm-run");
@@ -363,7 +363,7 @@ fn an_installation_that_was_cut_short_is_taken_back_or_finished() {
     fs::remove_file(host.path(PROXY)).unwrap();
     host.stdout(&["uninstall"]);
     assert_eq!(host.files(), before);
-    // A file that was put aside is gone: this is reported.
+    // A file that was put aside is missing: this is reported.
     host.stdout(&["install"]);
     fs::remove_file(host.path("usr/bin/vchan-socket-proxy.distrib")).unwrap();
     host.refuses(&["uninstall"], "vchan-socket-proxy.distrib is gone");
@@ -415,7 +415,7 @@ fn what_is_linked_to_is_what_was_checked_and_no_link_of_others_is_on_the_way() {
     }
     let kernel = [&args[1][..], &["--kernel", "/srv/vmlinuz-6.1"]].concat();
     host.refuses(&kernel, "/srv can be written by others");
-    // Where nobody else can, the link says what was found, not the way to it.
+    // Where nobody else can, the link names the file that was found, not the path that led to it.
     mode("srv", 0o755);
     host.stdout(&args[0]);
     assert_eq!(host.link(PROXY), "/usr/bin/stubdm-run");

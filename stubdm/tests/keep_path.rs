@@ -51,7 +51,7 @@ impl Host {
         self.dir.path().join("xen-qemu-system-i386.distrib")
     }
 
-    /// Has a command run where mounts propagate as said.
+    /// Returns a command that runs where mounts propagate by `propagation`.
     fn command(&self, propagation: &str) -> Command {
         let mut command = Command::new("unshare");
         if !nix::unistd::geteuid().is_root() {

@@ -164,7 +164,7 @@ fn guests_with_stubdomains_are_shown_and_others_are_not() {
 }
 
 /// Serves dom0's connections at `socket` for the daemon, and rewrites `node` whenever its
-/// permissions were told.
+/// permissions were sent.
 fn rewritten_at_each_look(server: &std::sync::Arc<Server>, socket: &Path, node: &'static str) {
     let listener = UnixListener::bind(socket).unwrap();
     let dom0 = server.connect(DomId::DOM0).unwrap();
@@ -212,7 +212,7 @@ fn a_stubdomain_that_rewrites_its_own_node_or_has_an_accomplice_fails_no_other_g
     ] {
         store.write(node, value).unwrap();
     }
-    // The stubdomain may only read what its accomplice, domain 9, says.
+    // The stubdomain may only read what its accomplice, domain 9, writes.
     exist(&server, &[5, 6, 7, 8, 9]);
     let accomplices = Permissions::owner_none(DomId::new(9)).grant_read(DomId::new(6));
     let node = "/local/domain/6/console/output";
@@ -261,7 +261,7 @@ fn a_screen_is_shown_as_its_vnc_server_names_it() {
     let line = format!("  its screen: 1024x768, viewers not known, VNC at 127.0.0.1 port {port}\n");
     assert!(text.contains(&line), "{text}");
 
-    // The server is gone, and its address is shown all the same.
+    // The server has ended, and its address is shown all the same.
     let output = status(&socket, &["--json"]);
     let value: Value = serde_json::from_slice(&output.stdout).unwrap();
     let address = format!("127.0.0.1:{port}");

@@ -139,8 +139,8 @@ fn saved(state: &[u8], speed: Speed) -> Vec<u8> {
     all
 }
 
-/// Restores what `stream` brings, sent at `speed`, and gives what QEMU got. A `plain` state has no
-/// header, and QEMU itself knows where it ends.
+/// Restores `stream`, sent at the speed `theirs`, and returns what QEMU got. A `plain` state has no
+/// header, and QEMU itself finds its end.
 fn restored(stream: &[u8], length: usize, plain: bool, theirs: Speed, qemus: Speed) -> Vec<u8> {
     let (mut near, mut far) = tty(Direction::In);
     let (reader, writer) = nix::unistd::pipe().unwrap();
@@ -199,8 +199,7 @@ fn sixty_four_mebibytes_without_a_header_pass_whatever_the_pace_of_either_end() 
     }
 }
 
-/// Every byte there is, each way: none means anything to the tty, and nothing comes back as an
-/// echo.
+/// Every byte there is, each way: none means anything to the tty, and nothing is echoed.
 #[test]
 fn no_byte_means_anything_and_none_is_echoed() {
     let all: Vec<u8> = (0..=255).collect();
@@ -208,7 +207,7 @@ fn no_byte_means_anything_and_none_is_echoed() {
     far.write_all(&all).unwrap();
     same(&take(&mut near, 256, Speed::Full), &all, "in");
     near.write_all(&all).unwrap();
-    // An echo would have come first.
+    // An echo would have arrived first.
     same(&take(&mut far, 256, Speed::Full), &all, "out");
     let (answer, wait) = mpsc::channel();
     let reader = thread::spawn(move || {

@@ -1,5 +1,5 @@
 //! The proxy, a far side and a monitor, stepped by hand: each is called only if `poll` would have
-//! woken it or its deadline has come.
+//! woken it or its deadline has passed.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -188,8 +188,8 @@ impl Bench {
         assert!(client.input.is_empty() && !client.ended);
     }
 
-    /// A client that asks for much, begins to say something else, and leaves after so many steps of
-    /// the others.
+    /// Plays a client that asks for much, begins to send something else, and leaves after `steps`
+    /// steps of the others.
     pub(crate) fn leave_after(&mut self, steps: usize) {
         let mut client = self.client();
         client.send(&json!({"execute": "qmp_capabilities", "id": 2_020_371_713}));

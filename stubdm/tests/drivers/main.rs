@@ -1,7 +1,7 @@
 //! The loops over sockets and a stand-in vchan, stepped by hand: no thread, no clock, no sleep.
 //!
-//! A part is called only if `poll` would have woken it or its deadline has come, so a notification
-//! that nobody asked for is a hang here, and fails the test.
+//! A part is called only if `poll` would have woken it or its deadline has passed, so a
+//! notification that nobody asked for is a hang here, and fails the test.
 
 #![allow(clippy::unwrap_used)]
 
@@ -161,7 +161,7 @@ fn a_large_answer_to_a_slow_reader_arrives_whole() {
     client.send(&json!({"execute": "qmp_capabilities", "id": 1}));
     bench.receive(&mut client);
     client.send(&json!({"execute": "big", "id": 2}));
-    // It does not read: everything comes to rest without a busy loop.
+    // It does not read: everything becomes idle without a busy loop.
     bench.settle();
     let answer = bench.receive(&mut client);
     assert_eq!(answer["return"].as_str().unwrap().len(), 300_000);
@@ -171,7 +171,7 @@ fn a_large_answer_to_a_slow_reader_arrives_whole() {
 fn many_clients_at_once_are_served_one_after_another() {
     let mut bench = Bench::ours();
     let mut clients: Vec<Client> = (0..20).map(|_| bench.client()).collect();
-    // Some have already gone when their turn comes.
+    // Some have already left before their turn.
     clients.retain_mut({
         let mut n = 0;
         move |_| {

@@ -27,7 +27,7 @@ impl Client {
         }
     }
 
-    /// Waits until the other side closes; it may not say anything before.
+    /// Waits until the other side closes; it may not send anything before.
     pub(crate) fn closed(&mut self) {
         let mut rest = String::new();
         assert_eq!(self.stream.read_line(&mut rest).unwrap_or(0), 0, "{rest}");

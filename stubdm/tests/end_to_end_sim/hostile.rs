@@ -18,7 +18,7 @@ use crate::sandbox::{child, field};
 
 /// libxl buffers no more.
 const BUFFER: usize = 1 << 20;
-/// How much many bytes are, unless `STUBDM_HOSTILE_BYTES` says otherwise.
+/// The length of a flood in bytes, unless `STUBDM_HOSTILE_BYTES` sets another.
 const FLOOD: usize = 4 << 20;
 /// The most resident memory either process may ever have had, in KiB: the program itself, and a few
 /// messages of the policy's limits.
@@ -35,7 +35,7 @@ enum Outcome {
     Broken(String),
 }
 
-/// Connects, negotiates and asks, with libxl's ids and its idea of what may be said.
+/// Connects, negotiates and asks, with libxl's ids and its checks of the answers.
 fn ask_like_libxl(socket: &str, command: &str, patience: Duration) -> Outcome {
     let deadline = Instant::now() + patience;
     let mut stream = UnixStream::connect(socket).unwrap();
@@ -158,7 +158,7 @@ pub(crate) fn hostile_stubdomains() {
                 Behaviour::FdsetLies => "query-fdsets",
                 _ => "query-cpus-fast",
             };
-            // The session with the server before is over, which the first to ask may be told.
+            // The session with the server before is over, and the first command may fail with that.
             let mut asked = (0..3).map(|_| ask_like_libxl(&socket, command, patience));
             let over = |outcome: &Outcome| matches!(outcome, Outcome::Refused(why) if why.ends_with("went away"));
             let outcome = asked.find(|outcome| !over(outcome));

@@ -26,7 +26,7 @@ use crate::qemu;
 /// The first argument that makes this program the proxy.
 pub(crate) const ROLE: &str = "play-proxy";
 
-/// The variable that says how the worker behaves once it is another's.
+/// The variable that selects how the worker behaves once it is taken over.
 pub(crate) const TAKEN_OVER: &str = "STUBDM_TEST_TAKEN_OVER";
 
 /// Is the proxy: `ROLE DIRECTORY DOMAIN STORE-DESCRIPTOR ARGS…`.
@@ -127,7 +127,7 @@ impl Process {
         Pid::from_raw(self.0.id() as i32)
     }
 
-    /// Ends it as libxl does; gives what it said.
+    /// Ends it as libxl does; returns its output.
     pub(crate) fn hang_up(self) -> String {
         kill(self.pid(), Signal::SIGHUP).unwrap();
         let (status, text) = self.end();
@@ -192,8 +192,7 @@ pub(crate) fn both_modes_with_paths() {
     host.assert_clean_of("qmp-vchan");
 }
 
-/// QubesOS's server finds out about a client that came quickly after the last one by this byte
-/// alone.
+/// QubesOS's server detects a client that connects quickly after the last one by this byte alone.
 pub(crate) fn each_vchan_connection_begins_with_the_marker() {
     for (more, first) in [
         (&["--filter=off", "--reconnect-marker=1"][..], 1),

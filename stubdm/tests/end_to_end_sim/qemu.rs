@@ -1,5 +1,5 @@
 //! A process that plays QEMU: connects to the init's monitor, listens for the toolstack's, writes
-//! `running` when it is told to go on, and dies in the ways it is asked to.
+//! `running` on `cont`, and dies in the ways its arguments name.
 //!
 //! | argument | does |
 //! |---|---|
@@ -36,7 +36,7 @@ pub(crate) fn descriptors() -> BTreeSet<u32> {
             .parse()
             .unwrap()
     });
-    // The directory's own is gone by now.
+    // The directory's own is closed by now.
     let mut numbers: BTreeSet<u32> = numbers.collect();
     numbers.retain(|n| std::fs::symlink_metadata(format!("/proc/self/fd/{n}")).is_ok());
     numbers

@@ -67,8 +67,8 @@ fn hang_up_soon(proxy: Process, how: &str) {
     assert!(took < Duration::from_secs(5), "{how}: {took:?}");
 }
 
-/// Whatever it does, the proxy stays, starts another, and ends at once when it is told to; neither
-/// process is left.
+/// Whatever the worker does, the proxy stays, starts another, and ends at once on its signal;
+/// neither process is left.
 pub(crate) fn a_worker_that_was_taken_over_is_replaced_and_ends_with_the_proxy() {
     for how in [
         "closes its socket and lives",
@@ -97,8 +97,8 @@ pub(crate) fn a_worker_that_was_taken_over_is_replaced_and_ends_with_the_proxy()
     }
 }
 
-/// Its words pass within the budget, without what acts on a terminal, and the proxy ends when it is
-/// told to.
+/// Its output passes within the budget, without what acts on a terminal, and the proxy ends on its
+/// signal.
 pub(crate) fn a_worker_that_fills_the_log_fills_little_of_it() {
     for how in ["fills the log", "has states looked at"] {
         let host = Host::new();
@@ -207,7 +207,7 @@ pub(crate) fn the_halves_of_the_proxy_end_as_they_should() {
     client.closed();
     let next = child(proxy.pid(), Some(worker));
     drop(asked(&socket));
-    // Those who came while there was none have only waited.
+    // Clients that connected while there was none have only waited.
     kill(next, Signal::SIGKILL).unwrap();
     drop(asked(&socket));
     proxy.hang_up();
@@ -261,7 +261,7 @@ fn wait_counters(folder: &Path, host: &Host, fit: impl Fn(&Counters) -> bool) ->
     }
 }
 
-/// The broker writes it down, also when the worker is another by then; the file goes with the
+/// The broker writes the counters, also after the worker was replaced; the file is removed with the
 /// proxy.
 pub(crate) fn what_the_worker_counts_can_be_read() {
     let host = Host::new();
@@ -284,7 +284,7 @@ pub(crate) fn what_the_worker_counts_can_be_read() {
     client.negotiate();
     client.ask("xen-set-global-dirty-log", json!({"enable": true}));
     client.ask("quit", json!({}));
-    // This QEMU says of it what no QEMU does.
+    // This QEMU answers it as no real QEMU does.
     client.ask("query-status", json!({}));
     let counters = wait_counters(&folder, &host, |counters| counters.refused > 0);
     let seen = (counters.sessions, counters.answered, counters.denied);

@@ -17,7 +17,7 @@ use xen_console::Frontend;
 use xen_store::{Permissions, Store};
 use xen_sys::{DomId, Xen};
 
-/// How long anything may take that is sure to come.
+/// How long anything may take that is sure to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The host, with the processes that were started on it.

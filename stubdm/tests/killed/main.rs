@@ -1,5 +1,5 @@
-//! Host processes of a guest that are killed at any moment, on a simulated host: they are there
-//! again, and go on where they stopped.
+//! Host processes of a guest that are killed at any moment, on a simulated host: they are started
+//! again, and continue where they stopped.
 
 #![allow(clippy::unwrap_used)]
 
@@ -100,7 +100,7 @@ fn a_proxy_killed_at_any_moment_answers_libxls_next_request() {
     assert!(sessions > 0);
 }
 
-/// Writes to a console, while its other end comes and goes.
+/// Writes to a console, while its other end starts and ends.
 fn write_console(frontend: &mut Frontend, bytes: &[u8]) {
     let deadline = Instant::now() + PATIENCE;
     let mut sent = 0;

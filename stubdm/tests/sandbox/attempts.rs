@@ -71,7 +71,7 @@ pub(crate) enum Reach {
 
 type Attempt = (&'static str, Reach, fn(&Outside) -> io::Result<()>);
 
-/// How many of them come to something for a process without walls, on any machine.
+/// How many of them succeed for a process without walls, on any machine.
 pub(crate) const POSSIBLE: usize = 14;
 
 fn nothing<T>(result: io::Result<T>) -> io::Result<()> {
@@ -152,7 +152,7 @@ const ATTEMPTS: &[Attempt] = &[
         file.write_all(b"x")
     }),
     ("kill a process", Reach::Powers, |outside| {
-        // Whether it could, which is all that should come of it if it can.
+        // Signal 0: only whether it could, so nothing happens if it can.
         nix(kill(Pid::from_raw(outside.victim), None))
     }),
     ("kill the parent", Reach::Powers, |_| {
@@ -172,7 +172,8 @@ const ATTEMPTS: &[Attempt] = &[
         nothing(Command::new("/bin/true").status())
     }),
     ("mount", Reach::Powers, |_| {
-        // Nothing of this kind exists, so who may mount is told that, and nothing is mounted.
+        // Nothing of this kind exists, so a process that may mount gets `ENODEV`, and nothing is
+        // mounted.
         let (none, kind) = (None::<&str>, Some("no-such-kind"));
         match mount(none, "/", kind, MsFlags::empty(), none) {
             Err(Errno::ENODEV) => Ok(()),
@@ -197,7 +198,7 @@ pub(crate) fn names(reach: Reach) -> impl Iterator<Item = &'static str> {
     own.chain(raw::names(reach))
 }
 
-/// Tries everything behind these walls, and prints what came of it.
+/// Tries everything behind these walls, and prints the results.
 pub(crate) fn play(which: &str, outside: &Outside) -> ExitCode {
     let output = io::stdout();
     // stdout stays, as a standard descriptor.
@@ -338,7 +339,7 @@ fn wide(output: &mut impl Write) -> ExitCode {
                 multiplexer.handle_vchan_bytes(piece, now);
             }
         };
-        // A greeting that nobody forgets, then whatever else comes before the answer to the probe.
+        // A greeting that nobody drops, then whatever else precedes the answer to the probe.
         let greeting = r#"{"QMP":{"version":{"qemu":{"micro":0,"minor":2,"major":7}},"x":"#;
         say(
             &mut multiplexer,

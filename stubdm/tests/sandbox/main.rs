@@ -117,8 +117,8 @@ fn all_refused(output: &Output, reach: Reach) {
     assert_eq!(expected, Vec::<&str>::new(), "not tried: {said}");
 }
 
-/// As [`all_refused`], and first that the same attempts come to something without any wall: an
-/// attempt that cannot succeed proves nothing.
+/// As [`all_refused`], and first that the same attempts succeed without any wall: an attempt that
+/// cannot succeed proves nothing.
 fn refused_behind(walls: &str, reach: Reach) {
     let mut targets = Targets::new();
     all_refused(&targets.run(walls), reach);

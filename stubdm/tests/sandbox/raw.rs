@@ -49,7 +49,7 @@ fn bare(number: libc::c_long) -> io::Result<()> {
     outcome(result, &[libc::EPERM])
 }
 
-/// Only a wall's own error is a refusal; any other is the call's, and says that it was let in.
+/// Only a wall's own error is a refusal; any other is the call's, and shows that it was let in.
 fn outcome(result: libc::c_long, walls: &[i32]) -> io::Result<()> {
     let error = io::Error::last_os_error();
     if result == -1 && error.raw_os_error().is_some_and(|e| walls.contains(&e)) {

@@ -21,7 +21,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-/// The last line of what was said, which is what went wrong.
+/// Returns the last line of the output, which states what went wrong.
 fn complaint(output: &Output) -> &str {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(output.stdout.is_empty(), "{output:?}");
@@ -187,7 +187,7 @@ fn it_stays_up_for_more_questions_until_it_is_interrupted() {
     place.assert_nothing_left();
 }
 
-/// A QEMU that never says a word and does not end by itself; returns when it runs.
+/// Starts a QEMU that never writes anything and does not end by itself; returns when it runs.
 fn with_silent_qemu(place: &Place) -> Running {
     let fifo = place.dir.path().join("fifo");
     nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
@@ -216,7 +216,8 @@ fn interrupted_before_the_answer_it_leaves_nothing_either() {
     }
 }
 
-/// The process whose command line contains `word`; of a proxy's two the one libxl would know.
+/// Returns the process whose command line contains `word`; of a proxy's two the one that libxl
+/// would start.
 fn find(place: &Place, word: &str) -> Pid {
     let named = |pid: &Pid| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

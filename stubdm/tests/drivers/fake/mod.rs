@@ -68,7 +68,7 @@ impl Bell {
     }
 }
 
-/// One ring. `reader` and `writer` say who asked for a notification.
+/// One ring. `reader` and `writer` record who asked for a notification.
 pub struct Ring {
     pub bytes: VecDeque<u8>,
     size: usize,
@@ -112,7 +112,7 @@ pub fn page(marks: bool) -> Shared {
     }))
 }
 
-/// Copies out; tells the writer if it asked.
+/// Copies out; notifies the writer if it asked.
 fn take(ring: &mut Ring, buffer: &mut [u8], writer: &mut Bell) -> usize {
     let count = buffer.len().min(ring.bytes.len());
     for slot in &mut buffer[..count] {
@@ -125,7 +125,7 @@ fn take(ring: &mut Ring, buffer: &mut [u8], writer: &mut Bell) -> usize {
     count
 }
 
-/// Copies in; tells the reader if it asked.
+/// Copies in; notifies the reader if it asked.
 fn put(ring: &mut Ring, bytes: &[u8], reader: &mut Bell) -> usize {
     let count = bytes.len().min(ring.size - ring.bytes.len());
     ring.bytes.extend(&bytes[..count]);

@@ -1,6 +1,6 @@
 //! A monitor that behaves as QEMU 7.2 was seen to: greeting on connection, nothing but
-//! `qmp_capabilities` before it was given, half a command kept until its other half comes, and
-//! forgotten at 0xFF.
+//! `qmp_capabilities` before it was sent, half a command kept until its other half arrives, and
+//! dropped at 0xFF.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
