@@ -97,7 +97,7 @@ impl Backend {
         self.connection.as_mut()
     }
 
-    /// Whether the ring is connected.
+    /// Returns whether the ring is connected.
     pub fn is_connected(&self) -> bool {
         self.connection.is_some()
     }

@@ -27,7 +27,7 @@ use xen_sys::Xen;
 
 use crate::{Connection, Doorbell, Error, Result, domid, ring, state};
 
-/// Whether there is such a console at all: the toolstack offers it.
+/// Returns whether there is such a console at all: the toolstack offers it.
 ///
 /// # Errors
 /// The store's.

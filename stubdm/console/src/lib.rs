@@ -19,7 +19,7 @@
 //! | [`doorbell`] | an event channel, paced |
 //! | [`connection`](mod@connection) | the ring with its event channel |
 //! | [`frontend`], [`backend`] | either end, its handshake by [`xen_store::xenbus`] |
-//! | [`ready`] | how a reader that is not a [`Frontend`] says that it reads |
+//! | [`ready`] | how a reader that is not a [`Frontend`] announces that it reads |
 //!
 //! A kernel with xen's console driver claims the nodes `device/console/N` of its domain the moment
 //! it boots, before any program runs; so in a stubdomain the kernel is the frontend, and

@@ -76,7 +76,7 @@ impl Readiness {
         }
     }
 
-    /// Whether bytes may be sent.
+    /// Returns whether bytes may be sent.
     pub fn is_ready(self) -> bool {
         self == Self::Ready
     }

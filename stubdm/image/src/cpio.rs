@@ -137,7 +137,7 @@ impl Archive {
         self.add(path, Node::Link(target.to_owned()));
     }
 
-    /// Whether there is an entry of that name.
+    /// Returns whether there is an entry of that name.
     pub fn has(&self, path: &str) -> bool {
         self.nodes.contains_key(&merged(path))
     }

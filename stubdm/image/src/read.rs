@@ -39,7 +39,7 @@ pub struct Listing {
     pub entries: Vec<Entry>,
     /// How long it is unpacked.
     pub unpacked: u64,
-    /// Whether it is compressed.
+    /// `true` if it is compressed.
     pub compressed: bool,
     /// All but the init is in a compressed file system ([`packed`]). Its entries are listed after
     /// it, with the paths they have once it is the root.

@@ -80,7 +80,7 @@ impl Conversation {
         (conversation, greeting(version, ""))
     }
 
-    /// Whether more of the client's bytes are welcome.
+    /// Returns whether more of the client's bytes are welcome.
     pub fn has_room(&self) -> bool {
         self.open.len() < WAITING
     }

@@ -13,8 +13,8 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-/// Whether a character does something to the text around it, or hides in it, instead of standing
-/// there.
+/// Returns whether a character does something to the text around it, or hides in it, instead of
+/// standing there.
 ///
 /// * Control characters: C0, DEL and C1 (U+009B begins an escape sequence, U+0085 a line), and
 ///   U+2028 and U+2029, which end a line.

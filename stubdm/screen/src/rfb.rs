@@ -43,7 +43,7 @@ const HEADER_MAX: usize = 24;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The server speaks another version.
+    /// The server uses another version.
     #[error("the server's version is {0:?}, not RFB 003.008")]
     Version(String),
     /// The server refuses the connection, with its reason.

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! With a display, it writes `-vnc ADDRESS:DISPLAY…` ([`Vnc`]) in the place of `-vnc none`, and no
-//! `-nographic`. Each word of it is known here, and may be there once. Anything else, in whatever
-//! place, is not this command line: what it asks for is QEMU's to do.
+//! `-nographic`. Each word of it is recognised, and may be there once (`-nographic` more than
+//! once). Anything else, in whatever place, is not this command line, and is left to QEMU.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -101,7 +101,7 @@ pub fn recognise(args: &[OsString]) -> Option<Wanted> {
             "-no-shutdown" => flag(&mut given.idle[3])?,
             "-nodefaults" => flag(&mut given.idle[4])?,
             "-no-user-config" => flag(&mut given.idle[5])?,
-            // Says the same as `-display none` where there is nothing on stdin.
+            // The same as `-display none` where there is nothing on stdin.
             "-nographic" => {}
             _ => return None,
         }

@@ -145,7 +145,7 @@ fn screens_are_ours(file: &Path) -> Result<()> {
     }
 }
 
-/// Does not come back but with an error.
+/// Replaces this process; returns only with an error.
 fn become_consoled(wanted: &Wanted) -> Result<()> {
     let own = std::env::current_exe().context("finding this program")?;
     let mut command = Command::new(&own);
@@ -160,7 +160,7 @@ fn become_consoled(wanted: &Wanted) -> Result<()> {
     Err(Failure::new(format_args!("{}: {error}", own.display())))
 }
 
-/// Does not come back but with an error.
+/// Replaces this process; returns only with an error.
 fn become_real(real: &Path, called: Option<&Path>, arguments: &[OsString]) -> Result<()> {
     // Looked at first: an attempt leaves this process with other signal settings.
     std::fs::metadata(real).context(real.display())?;

@@ -19,10 +19,10 @@
 //! | [`exec`] | serve, or hand over to QEMU |
 //! | `frame_buffer`, [`select_console`] | what QEMU from 9.1 on lacks for a screen |
 //! | [`keep_path`] | QEMU runs under the path it is called by |
-//! | [`sink`], [`logfile`], [`statefile`], [`pty`] | where the bytes go |
-//! | [`position`] | how far the bytes went, for another `consoled` |
+//! | [`sink`], [`logfile`], [`statefile`], [`pty`] | the places for the bytes |
+//! | [`position`] | the position up to which bytes were written, for another `consoled` |
 //! | [`service`] | one console: its ring on one side, its sink on the other |
-//! | [`qmp`], [`monitor`] | the few questions libxl asks, and the sockets they come through |
+//! | [`qmp`], [`monitor`] | the few questions libxl asks, and the sockets for them |
 //! | [`screen`] | a screen: PV frame buffer, keyboard, and a VNC server |
 //! | [`run`] | the loop |
 //!

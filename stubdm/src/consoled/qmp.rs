@@ -109,7 +109,7 @@ impl Session {
         answers
     }
 
-    /// Whether the client asked for the end.
+    /// Returns whether the client asked for the end.
     pub fn has_quit(&self) -> bool {
         self.quit
     }

@@ -33,7 +33,7 @@ pub struct Service {
     /// On its way to the domain.
     pending: Vec<u8>,
     complaints: u32,
-    /// Whether the domain reads what is sent.
+    /// How far the domain is ready to read.
     readiness: Readiness,
     /// The store has failed: the ring continues without it.
     deaf: bool,

@@ -60,7 +60,7 @@ impl User {
         self.0
     }
 
-    /// Gives it a file. A missing file is skipped; QEMU will complain of a failure.
+    /// Gives it a file. A missing file is skipped; QEMU reports a failure later.
     pub fn owns(self, path: &Path) {
         if let (true, Err(error)) = (path.exists(), chown(path, Some(self.0), Some(self.0))) {
             warn!("giving {} to QEMU: {error}", path.display());

@@ -294,7 +294,7 @@ fn stubdomain(
         argv.set_tap(&port.netdev, port.end.as_raw_fd());
         inherited.push(port.end);
     }
-    // Open as long as we live: so they are raw when QEMU opens them, and stay so.
+    // Open until this process ends: so they are raw when QEMU opens them, and stay so.
     let _serial_ports = power::is_init().then(|| serial_ports(&argv.serial_ttys()));
     let confinement = power::is_init().then(|| confine::prepare(&argv, options));
     let calls = confinement

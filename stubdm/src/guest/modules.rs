@@ -269,7 +269,7 @@ fn load(path: &Path, restricted: bool) -> nix::Result<()> {
     }
 }
 
-/// Whether a module file describes the parameter that lifts the restriction.
+/// Returns whether a module file describes the parameter that lifts the restriction.
 fn supports_restriction(file: &[u8]) -> bool {
     let word = b"parmtype=unrestricted:";
     file.windows(word.len()).any(|window| window == word)

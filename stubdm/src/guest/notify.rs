@@ -115,7 +115,7 @@ impl Listener {
     /// Opens the memory of a call's caller.
     ///
     /// # Errors
-    /// The caller is gone.
+    /// The caller has ended.
     pub fn memory(&self, call: &Call) -> io::Result<File> {
         let memory = File::options()
             .read(true)
@@ -130,7 +130,7 @@ impl Listener {
     /// Fails unless the call still waits.
     ///
     /// # Errors
-    /// The caller is gone.
+    /// The caller has ended.
     pub fn waits(&self, call: &Call) -> io::Result<()> {
         let mut id = call.id;
         // SAFETY: the kernel reads one number of 64 bits.
@@ -141,7 +141,7 @@ impl Listener {
     /// Leaves a call to the kernel.
     ///
     /// # Errors
-    /// The caller is gone.
+    /// The caller has ended.
     pub fn pass(&self, call: &Call) -> io::Result<()> {
         self.send(call, 0, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32)
     }
@@ -149,7 +149,7 @@ impl Listener {
     /// Ends a call with a result or an error.
     ///
     /// # Errors
-    /// The caller is gone.
+    /// The caller has ended.
     pub fn answer(&self, call: &Call, result: Result<i64, Errno>) -> io::Result<()> {
         match result {
             Ok(value) => self.send(call, value, 0, 0),
@@ -172,7 +172,7 @@ impl Listener {
     /// Ends a call with a new descriptor of the caller's, for an open file of this process.
     ///
     /// # Errors
-    /// The caller is gone, or has no room for a descriptor.
+    /// The caller has ended, or has no room for a descriptor.
     pub fn give(&self, call: &Call, file: &OwnedFd, close_on_exec: bool) -> io::Result<()> {
         let mut added = libc::seccomp_notif_addfd {
             id: call.id,

@@ -154,7 +154,7 @@ fn attend_to(
     }
 }
 
-/// Whether an end has given up, or the frontend has left an error.
+/// Returns whether an end has given up, or the frontend has left an error.
 fn has_failed(store: &Store) -> bool {
     let read = |node: &str| store.read_str(node).ok();
     let has_closed = |node: &str| read(node).is_some_and(|state| CLOSED.contains(&&*state));

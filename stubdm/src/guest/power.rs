@@ -8,7 +8,7 @@ use tracing::{error, info};
 
 use crate::rt::log;
 
-/// Whether this process is the domain's init.
+/// Returns whether this process is the domain's init.
 pub fn is_init() -> bool {
     std::process::id() == 1
 }

@@ -1,4 +1,4 @@
-//! How the outside learns what this stubdomain is doing, and why it ended.
+//! Reports of what this stubdomain is doing, and why it ended.
 //!
 //! | node, relative to the stubdomain's own | value |
 //! |---|---|

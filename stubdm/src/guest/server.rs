@@ -65,7 +65,7 @@ impl<T: Transport> Server<T> {
         self
     }
 
-    /// Sees to it that a saved state is on its console before the client learns of it.
+    /// Ensures that a saved state is on its console before the client gets QEMU's answer.
     pub fn with_saves(mut self, saver: Saver) -> Self {
         self.session.look_after_saves();
         self.saver = Some(Box::new(saver));
@@ -127,7 +127,7 @@ impl<T: Transport> Server<T> {
         outcome.is_some()
     }
 
-    /// Whether a state is on its way out: until then nobody may ask QEMU for the next.
+    /// Returns whether a state is on its way out: until then nobody may ask QEMU for the next.
     fn is_saving(&self) -> bool {
         self.saver.as_ref().is_some_and(|saver| saver.is_busy())
     }

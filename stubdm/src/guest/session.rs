@@ -77,7 +77,7 @@ impl GuestSession {
         self.intercept = Some(Box::default());
     }
 
-    /// Whether QEMU has saved and its answer waits.
+    /// Returns whether QEMU has saved and its answer waits.
     pub fn holds_a_save(&self) -> bool {
         self.intercept
             .as_ref()
@@ -107,7 +107,7 @@ impl GuestSession {
         }
     }
 
-    /// Whether a client is there.
+    /// Returns whether a client is there.
     pub fn has_client(&self) -> bool {
         self.phase != Phase::Idle
     }

@@ -6,7 +6,7 @@
 //!
 //! libxl has dom0 own the nodes `type` and `output` and lets the domain read them, in a folder that
 //! is the domain's. Where one is missing the domain, or one that it lets write there, can make it:
-//! only what [`crate::libxl::trusted`] believes is taken.
+//! only what [`crate::libxl::trusted`] accepts is used.
 
 use std::path::PathBuf;
 

@@ -33,9 +33,9 @@ impl Output {
         }
     }
 
-    /// Whether it can be served with the files there are. QEMU makes a pipe of two named pipes
-    /// `PATH.in` and `PATH.out` where they are, and writes to a pipe as well; what libxl calls a
-    /// pipe is a plain file to read from.
+    /// Returns whether it can be served with the files there are. QEMU makes a pipe of two named
+    /// pipes `PATH.in` and `PATH.out` where they are, and writes to a pipe as well; what libxl
+    /// calls a pipe is a plain file to read from.
     pub fn is_plain(&self) -> bool {
         match self {
             Self::Null | Self::Pty => true,

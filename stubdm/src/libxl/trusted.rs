@@ -21,8 +21,7 @@ use tracing::warn;
 use xen_store::{Error, Result, Store};
 use xen_sys::DomId;
 
-/// How many nodes that are not believed are logged by one process: their owners can make any number
-/// of them.
+/// How many untrusted nodes are logged by one process: their owners can make any number of them.
 const COMPLAINTS: u32 = 20;
 
 /// The value of a node, if only dom0 can have written it; `None` also if there is no such node.
@@ -52,7 +51,7 @@ pub fn read(store: &Store, node: &str) -> Result<Option<Vec<u8>>> {
     Ok(None)
 }
 
-/// As [`read`], as text; what is not UTF-8 is not believed either.
+/// As [`read`], as text; what is not UTF-8 is rejected too.
 ///
 /// # Errors
 /// As [`read`].
@@ -113,7 +112,7 @@ pub(crate) mod intercept {
         Some(message)
     }
 
-    /// Whether it asks for the permissions of a node `output`.
+    /// Returns whether it asks for the permissions of a node `output`.
     pub(crate) fn asks_for_perms(request: &[u8]) -> bool {
         request.first() == Some(&3) && request.ends_with(b"/output\0")
     }

@@ -247,7 +247,7 @@ fn encode(page: &CounterPage) -> io::Result<[u8; SIZE]> {
     Ok(page)
 }
 
-/// Reads the counters of the proxy to `domain`, if there is such a file and it can be believed.
+/// Reads the counters of the proxy to `domain`, if there is such a file and it is valid.
 pub fn read(folder: &Path, domain: u16) -> Option<CounterPage> {
     let mut file = OpenOptions::new()
         .read(true)

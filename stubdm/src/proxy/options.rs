@@ -210,7 +210,7 @@ impl Spelling {
     }
 }
 
-/// Whether `path` can be a store path at all; the store itself has the last word.
+/// Returns whether `path` can be a store path at all; the store itself has the last word.
 pub fn is_store_path(path: &str) -> bool {
     let limit = if path.starts_with('/') { 3072 } else { 2048 };
     let trimmed = path.strip_prefix('/').unwrap_or(path);

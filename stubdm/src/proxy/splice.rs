@@ -13,9 +13,9 @@ use crate::rt::transport::{Peer, Transport};
 pub trait VchanSide {
     /// Bytes for the vchan.
     fn poll_vchan(&self) -> &[u8];
-    /// `count` of them went out.
+    /// Handles that `count` of them were written.
     fn handle_vchan_written(&mut self, count: usize);
-    /// How many bytes of the vchan's may be read now.
+    /// Returns how many bytes of the vchan's may be read now.
     fn vchan_room(&self) -> usize;
     /// Handles bytes from the other end.
     fn handle_vchan_bytes(&mut self, bytes: &[u8], now: Instant);
@@ -29,7 +29,7 @@ pub trait ClientSide {
     fn handle_bytes(&mut self, bytes: &[u8], now: Instant);
     /// Bytes for the client.
     fn poll_transmit(&self) -> &[u8];
-    /// `count` of them went out.
+    /// Handles that `count` of them were written.
     fn handle_transmitted(&mut self, count: usize, now: Instant);
 }
 

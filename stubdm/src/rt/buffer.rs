@@ -26,7 +26,7 @@ impl Buffer {
         self.limit.saturating_sub(self.bytes.len())
     }
 
-    /// Whether nothing waits.
+    /// Returns whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }

@@ -38,7 +38,7 @@ const LAST_WORDS: u64 = 64 << 10;
 /// The budget of this process's own lines, if that is limited.
 static BUDGET: Mutex<Option<Budget>> = Mutex::new(None);
 
-/// The file that stderr is, as long as it is followed.
+/// The file that stderr is, while it is followed.
 static FILE: Mutex<Option<AppendFile>> = Mutex::new(None);
 
 /// Follows the file that stderr is, if it is one: others rotate it. To be called once, by a process

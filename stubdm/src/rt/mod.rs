@@ -8,7 +8,7 @@
 //! | [`poll`], [`signals`] | sleeping until a descriptor, a signal or a deadline |
 //! | [`stream`], [`listener`], [`fd`] | sockets and inherited descriptors |
 //! | [`transport`], [`vchan`] | a byte stream both ways, and the vchan as one |
-//! | [`backoff`], [`buffer`], [`token_bucket`] | bounds on attempts, on bytes that wait and on bytes that come |
+//! | [`backoff`], [`buffer`], [`token_bucket`] | bounds on attempts, on bytes that wait and on received bytes |
 //! | [`log`], [`log_limit`] | log lines, and limits on what another domain can make of them |
 //! | [`error`] | one line and an exit status |
 //! | [`process`] | the kernel's view of a process |

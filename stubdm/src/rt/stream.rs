@@ -126,7 +126,7 @@ impl Stream {
         .flatten()
     }
 
-    /// Whether one socket carries both directions.
+    /// Returns whether one socket carries both directions.
     pub fn is_one(&self) -> bool {
         self.output.is_none()
     }
@@ -136,7 +136,7 @@ impl Stream {
         self.ended
     }
 
-    /// Whether nobody can be listening any more: the other side closed both directions.
+    /// Returns whether nobody can be listening any more: the other side closed both directions.
     pub fn hung_up(&self) -> bool {
         crate::rt::poll::hung_up(self.out())
     }

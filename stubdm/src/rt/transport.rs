@@ -76,7 +76,7 @@ pub trait Connect {
     /// Connects at once or not at all.
     ///
     /// # Errors
-    /// `NotFound` while there is no server; anything else for what else went wrong.
+    /// `NotFound` while there is no server; another kind for any other failure.
     fn connect(&mut self) -> io::Result<Self::Transport>;
 
     /// Returns whether a server can still appear: its domain exists.

@@ -20,13 +20,13 @@ const VM: &str = "/vm/00000000-0000-4000-8000-000000000001";
 /// How long processes that have ended may take to be noticed.
 const CLEAN_LIMIT: Duration = Duration::from_secs(5);
 
-/// The host, for as long as this value lives.
+/// The host, until this value is dropped.
 #[derive(Debug)]
 pub struct Host {
     store: Store,
     broker: PathBuf,
     simulation: Simulation,
-    /// The store's daemon runs as long as somebody has it.
+    /// The store's daemon runs while somebody holds it.
     _server: Arc<Server>,
     /// The guest.
     pub guest: DomId,

@@ -78,7 +78,7 @@ impl Part {
         })
     }
 
-    /// Kills it; whoever waits for it learns of its end.
+    /// Kills it; whoever waits for it is notified of its end.
     pub fn kill(&self) {
         // It is our child until it is dropped: there is always something to send this to.
         let _ = kill(self.pid, Signal::SIGKILL);

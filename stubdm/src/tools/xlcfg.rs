@@ -68,7 +68,7 @@ impl Settings {
         self.text(name)?.parse().ok()
     }
 
-    /// Whether a switch is on.
+    /// Returns whether a switch is on.
     pub fn is_on(&self, name: &str) -> bool {
         self.number(name).is_some_and(|number| number != 0)
     }

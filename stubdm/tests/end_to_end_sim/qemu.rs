@@ -4,11 +4,11 @@
 //! | argument | does |
 //! |---|---|
 //! | `-store PATH` | where `running` is to be written |
-//! | `-die TEXT` | says so and ends before anything else |
+//! | `-die TEXT` | prints TEXT and ends before it connects anywhere |
 //! | `-dump PATH` | writes its arguments there, each with a NUL after it, and ends |
-//! | `-inherited N,N` | says so and ends if any descriptor but these is open |
+//! | `-inherited N,N` | prints them and ends if any descriptor but these is open |
 //! | `-sleepy` | stops, as by a signal, when it is asked for a sign of life for the first time |
-//! | `-flood` | talks without end, on stderr and in events on the init's monitor |
+//! | `-flood` | writes without end, on stderr and in events on the init's monitor |
 //! | `-refuse` | answers `cont` with an error |
 
 use std::cell::Cell;

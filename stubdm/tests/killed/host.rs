@@ -176,7 +176,7 @@ impl Drop for Killed {
     }
 }
 
-/// Whether a process is one of this test's.
+/// Returns whether a process is one of this test's.
 fn is_ours(pid: i32, dir: &Path) -> bool {
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&line).contains(dir.to_str().unwrap())

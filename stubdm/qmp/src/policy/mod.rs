@@ -134,7 +134,7 @@ impl Policy {
             .map_err(|why| PolicyError(one_line(&format!("policy {name}: {why}"))))
     }
 
-    /// Whether a command may pass to a QEMU of this version.
+    /// Returns whether a command may pass to a QEMU of this version.
     ///
     /// # Errors
     /// It may not, and why.

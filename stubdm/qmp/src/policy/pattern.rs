@@ -73,7 +73,7 @@ impl Pattern {
         Ok(Self { text, parts })
     }
 
-    /// Whether a string has this form.
+    /// Returns whether a string has this form.
     pub fn fits(&self, text: &str) -> bool {
         let mut rest = text;
         for part in &self.parts {

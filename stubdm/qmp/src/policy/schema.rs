@@ -81,7 +81,7 @@ pub struct Member {
     pub key: String,
     /// Its form.
     pub schema: Schema,
-    /// Whether the object may do without it.
+    /// `true` if the object may omit it.
     pub optional: bool,
 }
 

@@ -107,7 +107,7 @@ pub enum Input {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ViewerError {
-    /// The viewer speaks another protocol.
+    /// The viewer uses another protocol.
     #[error("the viewer's version is {0:?}, not one of RFB 003")]
     Version(String),
     /// The viewer chose a type of security that was not offered.

@@ -106,8 +106,7 @@ fn word() -> impl Strategy<Value = OsString> {
 }
 
 proptest! {
-    /// One word more, wherever it stands: only the second of two equal words that say nothing
-    /// passes.
+    /// One word more, wherever it stands: only a second `-nographic` passes.
     #[test]
     fn a_word_more_is_qemus(at in 0..25usize, more in word()) {
         let mut args = line(LINE);
@@ -123,7 +122,7 @@ proptest! {
         let at = at.min(args.len() - 1);
         let was = std::mem::replace(&mut args[at], other.clone());
         let free = ["2", "hvm-dm", "408"].iter().any(|word| was == *word) || was == other;
-        // `-nographic` may be left out, and so may stand where it says nothing.
+        // `-nographic` has no effect: it may be left out, or stand in the place of another word.
         let idle = was == "-nographic" || other == "-nographic";
         prop_assert!(recognise(&args).is_none() || free || idle, "{args:?}");
     }

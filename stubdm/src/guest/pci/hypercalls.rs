@@ -108,7 +108,8 @@ impl Request {
         u16::from_le_bytes([self.byte(at), self.byte(at + 1)])
     }
 
-    /// Whether this is a hypercall of passthrough, and not one that a QEMU makes while it starts.
+    /// Returns whether this is a hypercall of passthrough, and not one that a QEMU makes while it
+    /// starts.
     fn is_known(&self) -> bool {
         let known = [
             GET_DOMAIN_INFO,

@@ -135,7 +135,7 @@ impl Intercept {
         std::mem::take(&mut self.refused)
     }
 
-    /// Whether QEMU has saved and its answer waits for [`Intercept::handle_outcome`].
+    /// Returns whether QEMU has saved and its answer waits for [`Intercept::handle_outcome`].
     pub fn holds(&self) -> bool {
         matches!(self.state, State::Held { .. })
     }

@@ -48,7 +48,7 @@ impl Default for Restore {
 }
 
 impl Restore {
-    /// Takes the next bytes. Call again with none as long as something is found.
+    /// Takes the next bytes. Call again with none until nothing is found.
     ///
     /// # Errors
     /// Fails if the bytes are neither a state nor a record, or are a record that was altered.
@@ -113,7 +113,7 @@ impl Restore {
         }
     }
 
-    /// Whether bytes without a header are passed on, so that silence means nothing.
+    /// Returns whether bytes without a header are passed on, so that silence means nothing.
     pub fn is_plain(&self) -> bool {
         matches!(self.state, State::Plain)
     }

@@ -75,7 +75,7 @@ impl Saver {
         self.offered = false;
     }
 
-    /// Whether QEMU is to be given the file.
+    /// Returns whether QEMU is to be given the file.
     pub fn is_to_be_offered(&self) -> bool {
         !self.offered
     }
@@ -87,7 +87,7 @@ impl Saver {
         }
     }
 
-    /// Whether a record is on its way.
+    /// Returns whether a record is on its way.
     pub fn is_busy(&self) -> bool {
         self.drain.is_some()
     }

@@ -36,7 +36,7 @@ pub const LAUNCH_LIMIT: Duration = Duration::from_secs(60);
 /// How long a running QEMU may be silent on our monitor before that is reported. Twice what libxl
 /// itself waits for an answer to most commands.
 pub const HANG_LIMIT: Duration = Duration::from_secs(20);
-/// How long QEMU may live after its monitor closed, or after it was told to end.
+/// How long QEMU may live after its monitor closed, or after it was killed.
 const DEATH_LIMIT: Duration = Duration::from_secs(5);
 /// How many of QEMU's last lines are kept to report why it died.
 const LAST_WORDS: usize = 4;
@@ -80,7 +80,7 @@ impl std::fmt::Display for Exit {
 pub enum Event {
     /// Our own monitor connection is negotiated.
     MonitorReady,
-    /// Our own monitor connection is closed, or speaks no QMP.
+    /// Our own monitor connection is closed, or violates QMP.
     MonitorLost(String),
     /// The vchan server is published.
     VchanUp,
@@ -189,7 +189,7 @@ impl Supervisor {
         self.actions.pop_front()
     }
 
-    /// Whether [`Action::PowerOff`] was given.
+    /// Returns whether [`Action::PowerOff`] was given.
     pub fn is_over(&self) -> bool {
         self.phase == Phase::Over
     }

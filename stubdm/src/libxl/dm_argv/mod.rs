@@ -145,7 +145,7 @@ impl DmArgv {
         self.args.into_iter().map(OsString::from_vec).collect()
     }
 
-    /// Whether the guest's state is to be loaded: the placeholder is a whole argument.
+    /// Returns whether the guest's state is to be loaded: the placeholder is a whole argument.
     pub fn wants_incoming(&self) -> bool {
         self.args.iter().any(|arg| arg == INCOMING_PLACEHOLDER)
     }

@@ -6,7 +6,7 @@
 //!
 //! | verdict | meaning |
 //! |---|---|
-//! | kept | as it came |
+//! | kept | unchanged |
 //! | changed | another value that does what was meant |
 //! | dropped | without it the guest is the same |
 //! | refused | the guest would not be what was asked for: the stubdomain does not start |
@@ -71,7 +71,7 @@ impl Finding {
         }
     }
 
-    /// Whether nothing can be started with it.
+    /// Returns whether nothing can be started with it.
     pub fn is_refusal(&self) -> bool {
         matches!(self.verdict, Verdict::Refused(_))
     }
@@ -399,7 +399,7 @@ const SOUND: &[&str] = &[
 /// The name of the host side that the sound cards get.
 const SILENCE: &str = "stubdm-silence";
 
-/// Whether an option names the host side that only [`DmArgv::fit`] adds.
+/// Returns whether an option names the host side that only [`DmArgv::rewrite`] adds.
 fn is_silent(word: &Word<'_>) -> bool {
     let pairs = pairs(word.value.unwrap_or_default());
     word.name == b"device"
@@ -512,7 +512,7 @@ fn device(
     }
 }
 
-/// Whether a device's character device is one of SPICE's.
+/// Returns whether a device's character device is one of SPICE's.
 fn is_of_spice(device: &[(String, String)], all: &[Word<'_>]) -> bool {
     let Some((_, id)) = device.iter().find(|(key, _)| key == "chardev") else {
         return false;
@@ -599,7 +599,7 @@ fn no_user_network() -> Verdict {
     )
 }
 
-/// Whether a value is an absolute path at all.
+/// Returns whether a value is an absolute path at all.
 fn is_path(value: &str) -> bool {
     value.starts_with('/')
 }
@@ -618,7 +618,7 @@ fn is_device(path: &str) -> bool {
             .any(|start| name.starts_with(start))
 }
 
-/// Whether a path is there, or will be.
+/// Returns whether a path is there, or will be.
 fn is_there(path: &str, exists: &dyn Fn(&str) -> bool) -> bool {
     is_device(path) || exists(path)
 }

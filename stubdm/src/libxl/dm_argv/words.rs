@@ -29,7 +29,7 @@ impl Word<'_> {
         }
     }
 
-    /// Whether it takes up none: never.
+    /// Returns whether it takes up none: never.
     pub fn is_empty(&self) -> bool {
         false
     }
@@ -48,7 +48,7 @@ impl Word<'_> {
 pub struct Known {
     /// Its name without the hyphen.
     pub name: &'static str,
-    /// Whether a value follows.
+    /// `true` if a value follows.
     pub takes_value: bool,
     /// Its purpose, in a few words.
     pub about: &'static str,

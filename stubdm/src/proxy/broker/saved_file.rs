@@ -9,7 +9,7 @@
 //! |---|---|
 //! | the file begins with the record, and nothing but filler follows | nothing |
 //! | the record is the last thing in the file, or in the one that lost its name | a new file takes the name, with this record only |
-//! | no record, an older one, one that is cut short or altered | refused: the save fails, and the guest goes on |
+//! | no record, an older one, one that is cut short or altered | refused: the save fails, the guest runs on |
 //!
 //! The record is the one whose end is the file's, but for filler, with a checksum that is right.
 //! Records are counted: one that a full disk kept back is not taken for the next. A stream without
@@ -262,14 +262,14 @@ fn judge(header: &[u8; HEADER], at: u64, size: u64) -> At {
     }
 }
 
-/// Whether a record's first bytes are here, as many as there are.
+/// Returns whether a record's first bytes are here, as many as there are.
 fn begins(bytes: &[u8], start: usize) -> bool {
     let rest = bytes.get(start..).unwrap_or_default();
     let known = rest.len().min(MAGIC.len());
     known > 0 && rest.get(..known) == MAGIC.get(..known)
 }
 
-/// Whether the checksum is right, and nothing but filler follows.
+/// Returns whether the checksum is right, and nothing but filler follows.
 fn is_whole(file: &File, record: &Record, header: &Header) -> io::Result<bool> {
     let mut crc = crc32fast::Hasher::new();
     each_piece(file, record.at + HEADER as u64, record.end, |piece| {

@@ -1,4 +1,4 @@
-//! When counters are written, and which file is believed.
+//! When counters are written, and which file is accepted.
 
 use super::*;
 

@@ -220,7 +220,7 @@ impl Multiplexer {
         }
     }
 
-    /// Whether a client waits for QEMU: to be greeted, or to be given a turn.
+    /// Returns whether a client waits for QEMU: to be greeted, or to be given a turn.
     fn wants(&self) -> bool {
         self.slots
             .iter()
@@ -315,7 +315,8 @@ impl Multiplexer {
         self.advance(now);
     }
 
-    /// Whether QEMU has reported a save, and the answer waits for [`Multiplexer::handle_stored`].
+    /// Returns whether QEMU has reported a save, and the answer waits for
+    /// [`Multiplexer::handle_stored`].
     pub fn has_saved(&self) -> bool {
         !self.saved.is_empty()
     }

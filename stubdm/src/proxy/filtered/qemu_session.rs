@@ -127,12 +127,12 @@ impl QemuSession {
         matches!(self.phase, Phase::Ready).then_some(self.version)
     }
 
-    /// Whether a command can be sent now.
+    /// Returns whether a command can be sent now.
     pub fn is_free(&self) -> bool {
         matches!(self.phase, Phase::Ready) && !self.monitor.is_busy()
     }
 
-    /// Whether a client needs QEMU.
+    /// Returns whether a client needs QEMU.
     pub fn set_wanted(&mut self, wanted: bool, now: Instant) {
         match self.phase {
             Phase::Idle if wanted => {

@@ -21,7 +21,7 @@ pub struct Gathered {
     pub linux: std::result::Result<Vec<Vec<u8>>, String>,
     /// The words of the Mini-OS protocol, if it was used.
     pub mini_os: Option<Vec<Vec<u8>>>,
-    /// Whether the stubdomain may read the arguments; `None` if that is not known.
+    /// `true` if the stubdomain may read the arguments; `None` if that is not known.
     pub readable: Option<bool>,
     /// The stubdomain's block devices, as numbers of Xen's.
     pub disks: Vec<u32>,
@@ -29,7 +29,7 @@ pub struct Gathered {
     pub qdisks: Vec<u32>,
     /// How many network cards the stubdomain has.
     pub cards: usize,
-    /// Whether libxl gave the stubdomain a framebuffer, for which a QEMU stays in dom0.
+    /// `true` if libxl gave the stubdomain a framebuffer, for which a QEMU stays in dom0.
     pub screen: bool,
     /// The stubdomain's memory in KiB, if the store has it.
     pub memory: Option<u64>,
@@ -100,7 +100,7 @@ pub fn gather(store: &Store, domain: DomId) -> Result<Gathered> {
     Ok(all)
 }
 
-/// Whether `stub` may read a node; `None` if there is none.
+/// Returns whether `stub` may read a node; `None` if there is none.
 fn readable(store: &Store, node: &str, stub: DomId) -> Result<Option<bool>> {
     match store.permissions(node) {
         Ok(perms) => Ok(Some(perms.access_of(stub).can_read())),

@@ -146,7 +146,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Whether a Linux stubdomain can start with these arguments.
+    /// Returns whether a Linux stubdomain can start with these arguments.
     pub(super) fn usable(&self) -> bool {
         self.problems.is_empty()
     }

@@ -25,7 +25,7 @@ pub(super) struct Diversion {
     pub(super) package: Option<String>,
 }
 
-/// Whether there is dpkg below the root; an error where it is and cannot be used.
+/// Returns whether there is dpkg below the root; an error where it is and cannot be used.
 pub(super) fn is_there(root: &Root) -> Result<bool> {
     if !root.is_folder(DATABASE) {
         return Ok(false);

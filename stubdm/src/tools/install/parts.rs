@@ -21,7 +21,7 @@ pub(super) enum What {
 pub(super) struct Part {
     /// Its name for people; rows may share a name.
     pub(super) name: &'static str,
-    /// Whether it is meant when no part is named.
+    /// `true` if it is included when no part is named.
     pub(super) usual: bool,
     /// Where one libxl looks for it.
     pub(super) place: fn(&Libxl) -> Option<String>,

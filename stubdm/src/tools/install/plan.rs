@@ -43,7 +43,7 @@ pub(super) struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    /// Whether exactly this lies there.
+    /// Returns whether exactly this lies there.
     pub(super) fn is_put(&self, place: &str, put: &Put) -> Result<bool> {
         Ok(match (self.root.look(place)?, put) {
             (There::Link(to), Put::Link(ours)) => to == *ours,

@@ -86,7 +86,7 @@ impl Root {
         &self.dir
     }
 
-    /// Whether this is the machine's own.
+    /// Returns whether this is the machine's own.
     pub(super) fn is_own(&self) -> bool {
         self.dir == Path::new("/")
     }

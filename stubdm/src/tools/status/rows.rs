@@ -24,9 +24,9 @@ use crate::tools::status::screen::{Screen, Screens};
 pub struct Process {
     /// Its number, as the toolstack noted it.
     pub pid: u32,
-    /// Whether it is still there.
+    /// `true` if it still exists.
     pub alive: bool,
-    /// Whether it has a record, by which it can be started again.
+    /// `true` if it has a record, by which it can be started again.
     pub recorded: bool,
     /// Its resident memory, in KiB.
     pub memory: Option<u64>,

@@ -346,7 +346,7 @@ impl Transport for ServerEnd {
     }
 }
 
-/// Whether `poll` would return: the part sleeps otherwise and must not be called.
+/// Returns whether `poll` would return: the part sleeps otherwise and must not be called.
 pub fn is_woken(interests: &[Interest<'_>]) -> bool {
     let mut fds: Vec<PollFd<'_>> = interests
         .iter()

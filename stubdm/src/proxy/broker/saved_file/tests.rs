@@ -50,7 +50,7 @@ impl Server {
 
     fn refused(&mut self) -> String {
         let why = self.saved.stored().unwrap_err();
-        // As libxl does when it learns of it.
+        // As libxl does when it gets the error.
         let _ = fs::remove_file(self.path());
         why
     }
