@@ -38,7 +38,7 @@ enum Speed {
 }
 
 impl Speed {
-    /// How much to move at a time, after the pause that belongs to position `at`.
+    /// Returns how much to move at a time, after the pause that belongs to position `at`.
     fn piece(self, at: usize, before: usize) -> usize {
         const BURST: usize = 4 << 20;
         let crossed = |mark: usize| at / mark != before / mark;

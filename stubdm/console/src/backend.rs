@@ -118,13 +118,14 @@ impl Backend {
         fds
     }
 
-    /// When to look again without an event.
+    /// Returns when to look again without an event.
     pub fn deadline(&self) -> Option<Instant> {
         let look = self.handshake.poll_timeout();
         look.into_iter().chain(self.ring_deadline()).min()
     }
 
-    /// When to look at the ring again without an event: its peer notifies for nothing all the time.
+    /// Returns when to look at the ring again without an event: its peer notifies for nothing all
+    /// the time.
     pub fn ring_deadline(&self) -> Option<Instant> {
         self.connection.as_ref().and_then(Connection::deadline)
     }

@@ -56,7 +56,7 @@ impl Connection {
         Ok(self.bell.acknowledge(now)?)
     }
 
-    /// When [`acknowledge`](Self::acknowledge) is to be called without an event.
+    /// Returns when [`acknowledge`](Self::acknowledge) is to be called without an event.
     pub fn deadline(&self) -> Option<Instant> {
         self.bell.deadline()
     }
@@ -72,7 +72,7 @@ impl Connection {
     }
 
     /// Copies what is there into `buffer` and returns the count; 0 for nothing. The bytes stay in
-    /// the ring until [`consume`](Self::consume) gives their room back.
+    /// the ring until [`consume`](Self::consume) returns their room to the peer.
     ///
     /// # Errors
     /// As [`try_read`](Self::try_read).
@@ -80,8 +80,7 @@ impl Connection {
         Ok(self.consumer.peek(buffer)?)
     }
 
-    /// Gives the room of `len` bytes back to the peer, at most of those there are, and returns the
-    /// count.
+    /// Returns the room of `len` bytes to the peer, at most of those there are. Returns the count.
     ///
     /// # Errors
     /// As [`try_read`](Self::try_read).
@@ -112,7 +111,7 @@ impl Connection {
         Ok(took)
     }
 
-    /// How many bytes there are to read, as of now.
+    /// Returns how many bytes there are to read, as of now.
     ///
     /// # Errors
     /// As [`try_read`](Self::try_read).
@@ -120,7 +119,7 @@ impl Connection {
         Ok(self.consumer.available()?)
     }
 
-    /// How many written bytes the peer has not taken out yet, as of now.
+    /// Returns how many written bytes the peer has not taken out yet, as of now.
     ///
     /// # Errors
     /// As [`try_read`](Self::try_read).
@@ -128,7 +127,7 @@ impl Connection {
         Ok(self.producer.unread()?)
     }
 
-    /// Ends it and gives what the peer has not taken out; nothing if it broke the ring.
+    /// Ends it and returns what the peer has not taken out; nothing if it broke the ring.
     pub fn take_back(self) -> Vec<u8> {
         self.producer.take_back().unwrap_or_default()
     }

@@ -77,7 +77,7 @@ impl Doorbell {
         Ok(())
     }
 
-    /// When [`acknowledge`](Self::acknowledge) is to be called without an event.
+    /// Returns when [`acknowledge`](Self::acknowledge) is to be called without an event.
     pub fn deadline(&self) -> Option<Instant> {
         self.pacer.poll_timeout().filter(|_| self.masked)
     }

@@ -37,8 +37,8 @@ pub fn offered(store: &Store, node: &str) -> Result<bool> {
 
 /// A published console.
 ///
-/// Dropping it gives the ring back without a word, which a backend that has it mapped sees as
-/// silence: [`close`](Self::close) it.
+/// Dropping it frees the ring without a change of the state, which a backend that has it mapped
+/// sees as silence: [`close`](Self::close) it.
 #[derive(Debug)]
 pub struct Frontend {
     connection: Connection,

@@ -81,7 +81,7 @@ impl Readiness {
         self == Self::Ready
     }
 
-    /// When to call [`Readiness::update`] again.
+    /// Returns when to call [`Readiness::update`] again.
     pub fn deadline(self) -> Option<Instant> {
         match self {
             Self::Until(at) => Some(at),

@@ -79,7 +79,7 @@ struct Ring {
 }
 
 impl Ring {
-    /// How far `prod` is ahead of `cons`, if that can be.
+    /// Returns how far `prod` is ahead of `cons`, if that can be.
     fn filled(&self, prod: u32, cons: u32) -> Result<usize, Error> {
         let size = self.data.len();
         // Without loss: usize has at least 32 bits wherever Xen runs.
@@ -127,7 +127,7 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// How many bytes fit, as of now: `0..=` the ring's size.
+    /// Returns how many bytes fit, as of now: `0..=` the ring's size.
     ///
     /// # Errors
     /// [`Error`]; the ring is of no more use.
@@ -135,7 +135,7 @@ impl Producer {
         Ok(self.ring.data.len() - self.unread()?)
     }
 
-    /// How many bytes the peer has not taken yet, as of now: `0..=` the ring's size.
+    /// Returns how many bytes the peer has not taken yet, as of now: `0..=` the ring's size.
     ///
     /// # Errors
     /// [`Error`]; the ring is of no more use.
@@ -193,7 +193,7 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// How many bytes there are, as of now: `0..=` the ring's size.
+    /// Returns how many bytes there are, as of now: `0..=` the ring's size.
     ///
     /// # Errors
     /// [`Error`]; the ring is of no more use.

@@ -166,7 +166,7 @@ impl Audit {
         })
     }
 
-    /// How many messages of QEMU's were dropped since the last call, if any were.
+    /// Returns how many messages of QEMU's were dropped since the last call, if any were.
     pub fn dropped(&mut self) -> Option<Event> {
         let count = std::mem::take(&mut self.dropped);
         (count > 0).then_some(Event {

@@ -80,7 +80,7 @@ impl Conversation {
         (conversation, greeting(version, ""))
     }
 
-    /// Returns whether more of the client's bytes are welcome.
+    /// Returns whether more of the client's bytes may be read.
     pub fn has_room(&self) -> bool {
         self.open.len() < WAITING
     }

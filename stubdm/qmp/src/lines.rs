@@ -34,7 +34,7 @@ impl Lines {
         }
     }
 
-    /// Takes the next bytes, and gives each line they complete to `found`.
+    /// Takes the next bytes, and passes each line they complete to `found`.
     pub fn push(&mut self, mut bytes: &[u8], mut found: impl FnMut(Line)) {
         while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
             let (line, rest) = bytes.split_at(end);

@@ -76,7 +76,7 @@ pub fn called(args: &[OsString]) -> Result<()> {
     serve_or_exec(&real(name), Some(name), arguments)
 }
 
-/// Where the real QEMU is whose place we have.
+/// Returns where the real QEMU is whose place we have.
 fn real(name: &Path) -> PathBuf {
     let names = SUFFIXES.map(|suffix| with_suffix(name, suffix));
     let there = names.iter().find(|name| name.exists());

@@ -69,7 +69,7 @@ impl QmpSocket {
         self.password.take()
     }
 
-    /// When to look again without an event.
+    /// Returns when to look again without an event.
     pub fn deadline(&self) -> Option<Instant> {
         self.listener.deadline()
     }

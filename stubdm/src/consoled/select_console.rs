@@ -34,7 +34,7 @@ use crate::viewer::{LARGEST, Viewer};
 /// The command by which this program is the process.
 const COMMAND: &str = "select-console";
 
-/// Time for the frontend to connect. libxl gives a stubdomain up after 30 s.
+/// Time for the frontend to connect. libxl stops waiting for a stubdomain after 30 s.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(300);
 /// Time for QEMU's answers after that, and for each of the store's.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -261,7 +261,7 @@ impl Service {
         interests
     }
 
-    /// When to look again without an event.
+    /// Returns when to look again without an event.
     pub fn deadline(&self) -> Option<Instant> {
         let backend = match self.deaf {
             true => self.backend.ring_deadline(),

@@ -85,7 +85,7 @@ impl StateFile {
         &self.file
     }
 
-    /// Where in the stream the next byte is.
+    /// Returns where in the stream the next byte is.
     pub fn position(&self) -> StatePosition {
         let mut position = StatePosition {
             broken: self.broken.into(),
@@ -134,7 +134,7 @@ impl StateFile {
         }
     }
 
-    /// Takes the bytes up to the next change of place, one at least; gives the rest.
+    /// Takes the bytes up to the next change of place, one at least; returns the rest.
     fn step<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         let up_to = |left: u64| {
             bytes.split_at(usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len()))

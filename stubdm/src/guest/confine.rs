@@ -60,7 +60,7 @@ impl User {
         self.0
     }
 
-    /// Gives it a file. A missing file is skipped; QEMU reports a failure later.
+    /// Makes the user the owner of a file. Skips a missing file; QEMU reports a failure later.
     pub fn owns(self, path: &Path) {
         if let (true, Err(error)) = (path.exists(), chown(path, Some(self.0), Some(self.0))) {
             warn!("giving {} to QEMU: {error}", path.display());
@@ -158,7 +158,7 @@ fn empty_bounding_set() -> Result<()> {
     Ok(())
 }
 
-/// How a process is confined, as the kernel sees it.
+/// Returns how a process is confined, as the kernel sees it.
 pub fn facts(pid: Pid) -> String {
     let read_only = statvfs("/").is_ok_and(|root| root.flags().contains(FsFlags::ST_RDONLY));
     let root = if read_only { "read-only" } else { "writable" };

@@ -117,7 +117,7 @@ impl InitOptions {
         limit(self.hang_after)
     }
 
-    /// How long QEMU may take until the guest runs.
+    /// Returns how long QEMU may take until the guest runs.
     pub(crate) fn launch_limit(&self) -> Duration {
         limit(self.launch_limit)
     }

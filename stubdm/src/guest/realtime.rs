@@ -10,8 +10,9 @@
 use std::panic::resume_unwind;
 use std::{io, thread};
 
-/// Runs `work` on a thread of its own that has the processor until it is done or sleeps. Gives what
-/// `work` gave, and whether the thread could be made that realtime, which takes `CAP_SYS_NICE`.
+/// Runs `work` on a thread of its own that has the processor until it is done or sleeps. Returns
+/// what `work` gave, and whether the thread could be made that realtime, which takes
+/// `CAP_SYS_NICE`.
 ///
 /// # Errors
 /// No thread could be started.

@@ -180,7 +180,7 @@ impl GuestSession {
         intercept.is_some_and(|intercept| intercept.handle_client_bytes(bytes))
     }
 
-    /// How many bytes of the monitor's may be read now.
+    /// Returns how many bytes of the monitor's may be read now.
     pub fn monitor_room(&self) -> usize {
         if self.phase == Phase::Relay && !self.holds_a_save() {
             self.to_vchan.room()

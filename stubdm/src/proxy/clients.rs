@@ -45,7 +45,7 @@ impl Clients {
         }
     }
 
-    /// When to look for one without an event.
+    /// Returns when to look for one without an event.
     pub fn deadline(&self) -> Option<Instant> {
         match self {
             Self::Once(_) => None,

@@ -136,7 +136,8 @@ impl Reporter {
         (self.to)(counters);
     }
 
-    /// When [`Reporter::turn`] has something to report, if these counters were not reported yet.
+    /// Returns when [`Reporter::turn`] has something to report, if these counters were not reported
+    /// yet.
     pub fn deadline(&self, counters: &Counters) -> Option<Instant> {
         self.next.filter(|_| self.reported != *counters)
     }

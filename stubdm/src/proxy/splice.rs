@@ -23,7 +23,7 @@ pub trait VchanSide {
 
 /// A session, seen from a client.
 pub trait ClientSide {
-    /// How many bytes of the client's may be read now.
+    /// Returns how many bytes of the client's may be read now.
     fn room(&self) -> usize;
     /// Handles bytes from the client.
     fn handle_bytes(&mut self, bytes: &[u8], now: Instant);

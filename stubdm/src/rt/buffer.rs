@@ -21,7 +21,7 @@ impl Buffer {
         }
     }
 
-    /// How many more bytes are welcome.
+    /// Returns how many more bytes fit.
     pub fn room(&self) -> usize {
         self.limit.saturating_sub(self.bytes.len())
     }

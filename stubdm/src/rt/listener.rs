@@ -171,7 +171,7 @@ impl Listener {
         None
     }
 
-    /// When to look again without an event.
+    /// Returns when to look again without an event.
     pub fn deadline(&self) -> Option<Instant> {
         self.rest
     }

@@ -49,7 +49,7 @@ impl LogLimit {
         }
     }
 
-    /// How many lines were left out and not reported.
+    /// Returns how many lines were left out and not reported.
     pub fn dropped(&self) -> u64 {
         self.dropped
     }

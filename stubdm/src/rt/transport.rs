@@ -58,7 +58,7 @@ pub trait Transport {
     /// `WouldBlock` for no room, with a notification asked for; anything else is the end.
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize>;
 
-    /// How many written bytes the peer has not taken yet.
+    /// Returns how many written bytes the peer has not taken yet.
     fn unread(&mut self) -> usize;
 
     /// For a server whose client has left: forgets all of that session and waits for the next.

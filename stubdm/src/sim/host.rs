@@ -64,7 +64,7 @@ impl Host {
         })
     }
 
-    /// Where processes join.
+    /// Returns where processes join.
     pub fn broker(&self) -> &Path {
         &self.broker
     }
@@ -121,7 +121,7 @@ impl Host {
         format!("/local/domain/{}/data/stubdm", self.stub)
     }
 
-    /// Where the stubdomain offers its vchan.
+    /// Returns where the stubdomain offers its vchan.
     pub fn vchan_node(&self) -> String {
         format!(
             "/local/domain/{}/device-model/{}/qmp-vchan",

@@ -139,7 +139,7 @@ impl Host {
         self.store.read_str(&self.state_path()).ok()
     }
 
-    /// Where the in-guest server publishes its vchan.
+    /// Returns where the in-guest server publishes its vchan.
     pub(crate) fn node(&self) -> String {
         format!(
             "/local/domain/{}/device-model/{}/qmp-vchan",
@@ -147,7 +147,7 @@ impl Host {
         )
     }
 
-    /// Where libxl waits for the proxy.
+    /// Returns where libxl waits for the proxy.
     pub(crate) fn proxy_state(&self) -> String {
         format!("/local/domain/0/device-model/{}/qmp-proxy-state", self.stub)
     }

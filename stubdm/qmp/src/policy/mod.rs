@@ -189,7 +189,7 @@ impl Policy {
 }
 
 impl Row {
-    /// How many members keep these arguments from fitting.
+    /// Returns how many members keep these arguments from fitting.
     fn distance(&self, given: &Json, version: Version) -> usize {
         let (Schema::Map(members), Json::Map(given)) = (&self.arguments, given) else {
             return usize::MAX;

@@ -354,8 +354,8 @@ impl Viewer {
     ///
     /// # Errors
     /// The viewer violates the protocol or a limit, or does not authenticate. The same error is
-    /// returned by all later calls. [`poll_output`](Self::poll_output) still gives the reason for a
-    /// refusal, if the protocol has one; then the connection is closed.
+    /// returned by all later calls. [`poll_output`](Self::poll_output) still returns the reason for
+    /// a refusal, if the protocol has one; then the connection is closed.
     pub fn handle_bytes(&mut self, bytes: &[u8]) -> Result<usize, ViewerError> {
         let mut rest = bytes;
         loop {

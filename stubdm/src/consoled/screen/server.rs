@@ -460,7 +460,7 @@ impl ScreenServer {
         interests
     }
 
-    /// When to look again without an event.
+    /// Returns when to look again without an event.
     pub fn deadline(&self) -> Option<Instant> {
         let mut deadline = None;
         if !self.storeless {

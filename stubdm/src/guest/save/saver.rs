@@ -42,8 +42,8 @@ impl Saver {
         })
     }
 
-    /// Gives QEMU the file, over a monitor on which nothing waits to be sent. A failure leaves the
-    /// conversation as it was.
+    /// Sends QEMU the file, over a monitor on which nothing waits to be sent. A failure leaves the
+    /// conversation unchanged.
     ///
     /// # Errors
     /// `WouldBlock` while the monitor is full: the file is to be offered again when that has room.

@@ -112,8 +112,8 @@ impl Watch<'_> {
         }
     }
 
-    /// Gives QEMU the file to save to once more, if a save was refused. While the monitor is full,
-    /// its having room is waited for.
+    /// Sends QEMU the file to save to once more, if a save was refused. While the monitor's buffer
+    /// is full, a later turn tries again.
     pub(super) fn offer_file_again(&mut self) {
         self.full = false;
         let saver = self.server.as_mut().and_then(Server::saver);
@@ -133,7 +133,7 @@ impl Watch<'_> {
         }
     }
 
-    /// Gives a command without arguments, if the monitor is there.
+    /// Sends a command without arguments, if the monitor is connected.
     pub(super) fn ask(&mut self, pending: OwnCommand, command: &str) {
         if let Some((_, client)) = &mut self.monitor {
             client.execute(command, None);

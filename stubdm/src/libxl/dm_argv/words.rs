@@ -20,7 +20,7 @@ pub struct Word<'a> {
 }
 
 impl Word<'_> {
-    /// How many arguments it takes up: one or two.
+    /// Returns how many arguments it takes up: one or two.
     pub fn len(&self) -> usize {
         if self.name.is_empty() || self.value.is_none() {
             1

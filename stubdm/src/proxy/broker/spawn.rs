@@ -147,7 +147,7 @@ impl<C: Connect> Broker<C> {
         })
     }
 
-    /// When the worker is too late to be confined; `None` if it is there.
+    /// Returns when the worker is too late to be confined; `None` if it is there.
     fn look_at_start(&mut self) -> Option<Instant> {
         let worker = self.worker.as_mut().filter(|worker| !worker.ready)?;
         if !self.relay.is_ready() {

@@ -133,7 +133,7 @@ impl Multiplexer {
         self.slots.iter_mut().find(|slot| slot.number == client)
     }
 
-    /// How many bytes of the client's may be read now.
+    /// Returns how many bytes of the client's may be read now.
     pub fn client_room(&self, client: u64) -> usize {
         let open = self.slot(client).filter(|slot| !slot.ends);
         let talk = open.and_then(|slot| slot.talk.as_ref());
@@ -197,7 +197,7 @@ impl Multiplexer {
         self.advance(now);
     }
 
-    /// Gives QEMU the next command, of the client whose turn it is.
+    /// Sends QEMU the next command, of the client whose turn it is.
     fn advance(&mut self, now: Instant) {
         self.qemu.set_wanted(self.wants(), now);
         if !self.qemu.is_free() {
@@ -266,7 +266,7 @@ impl Multiplexer {
         self.handle_session_events([lost], now);
     }
 
-    /// How many bytes of the vchan's may be read now.
+    /// Returns how many bytes of the vchan's may be read now.
     pub fn vchan_room(&self) -> usize {
         self.qemu.vchan_room()
     }

@@ -211,7 +211,7 @@ impl QemuSession {
         SessionEvent::Lost(self.sent.take().and_then(|sent| sent.client))
     }
 
-    /// Gives QEMU a command. Only when [`QemuSession::is_free`].
+    /// Sends QEMU a command. Only when [`QemuSession::is_free`].
     pub fn send(&mut self, client: u64, request: Request, now: Instant) {
         let Request { name, arguments } = request;
         let id = self.memory.next_id();
@@ -234,7 +234,7 @@ impl QemuSession {
         }
     }
 
-    /// How many bytes of the vchan's may be read now.
+    /// Returns how many bytes of the vchan's may be read now.
     pub fn vchan_room(&self) -> usize {
         match &self.phase {
             Phase::Idle | Phase::Down { .. } => 0,

@@ -136,7 +136,7 @@ impl HostSession {
         };
     }
 
-    /// How many bytes of the client's may be read now.
+    /// Returns how many bytes of the client's may be read now.
     pub fn client_room(&self) -> usize {
         let open =
             !self.client_reads_only && !matches!(self.phase, Phase::Finish { .. } | Phase::End);
@@ -174,7 +174,7 @@ impl HostSession {
         matches!(self.phase, Phase::Flush { .. } | Phase::End)
     }
 
-    /// How many bytes of the vchan's may be read now.
+    /// Returns how many bytes of the vchan's may be read now.
     pub fn vchan_room(&self) -> usize {
         match &self.phase {
             Phase::Resync(_) | Phase::Flush { .. } => 4096,

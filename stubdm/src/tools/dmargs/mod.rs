@@ -51,7 +51,7 @@ pub struct DmargsOptions {
     store: StoreOptions,
 }
 
-/// Runs one of the three. `check` gives status 1 for a guest that cannot start so.
+/// Runs one of the three. `check` exits with status 1 for a guest that cannot start so.
 ///
 /// # Errors
 /// No such domain, or a store that cannot be read.

@@ -85,7 +85,7 @@ impl Host<'_> {
         all
     }
 
-    /// Where libxl looks for a ramdisk that a guest does not name.
+    /// Returns where libxl looks for a ramdisk that a guest does not name.
     pub(super) fn ramdisk_places(&self) -> Vec<String> {
         let known = self.libxl.iter().filter_map(|libxl| libxl.boot.clone());
         let usual = self.releases();

@@ -182,7 +182,7 @@ impl Root {
         self.dir.join(self.plain(path).trim_start_matches('/'))
     }
 
-    /// Where steps act on a path.
+    /// Returns where steps act on a path.
     pub(super) fn place(&self, path: &str) -> Place {
         let inside = self.plain(path);
         let shown = self.dir.join(inside.trim_start_matches('/'));

@@ -192,8 +192,8 @@ impl Reader<'_> {
         })
     }
 
-    /// How long the files are that a stubdomain's consoles are written to; `None` if there are
-    /// none.
+    /// Returns how long the files are that a stubdomain's consoles are written to; `None` if there
+    /// are none.
     fn console_bytes(&mut self, stubdomain: DomId) -> Result<Option<u64>> {
         let stub = format!("/local/domain/{stubdomain}");
         let folder = format!("{stub}/device/console");
