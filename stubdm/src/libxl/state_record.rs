@@ -1,8 +1,8 @@
 //! The device model's saved state on its way out of the stubdomain and back into the next one.
 //!
 //! ```text
-//!  save     QEMU ─▶ memory file (fdset 1) ─▶ Drain ─▶ console 1 ─▶ /var/lib/xen/qemu-save.G ─▶ libxl
-//!  restore  libxl ─▶ qemu-resume.G ─▶ console 2 ─▶ Reader ─▶ pipe ─▶ QEMU
+//!  save     QEMU ─▶ memory file (fdset 1) ─▶ Sender ─▶ console 1 ─▶ /var/lib/xen/qemu-save.G ─▶ libxl
+//!  restore  libxl ─▶ qemu-resume.G ─▶ console 2 ─▶ Restore ─▶ pipe ─▶ QEMU
 //! ```
 //!
 //! QEMU truncates the file it saves to, which a tty or a pipe refuses: hence the memory file. The

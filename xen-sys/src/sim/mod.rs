@@ -28,7 +28,7 @@
 //! # Its rules
 //!
 //! It refuses what Xen and Linux refuse. Each rule is tested below this module, and through the
-//! public API on this host and on a real one (`semantics.rs` in xen-evtchn and xen-gnttab).
+//! public API on this host and on a real one (`testing/fidelity`).
 //!
 //! | rule | source |
 //! |---|---|
