@@ -31,8 +31,8 @@ use crate::{Error, Result, Violation};
 ///
 /// 1. when it is readable, call [`acknowledge_events`](Self::acknowledge_events);
 /// 2. call [`try_read`](Self::try_read) and [`try_write`](Self::try_write) until they return
-///   [`Error::WouldBlock`] for what the loop still waits for: the call that returns this error
-///   requests the next event from the peer;
+///    [`Error::WouldBlock`] for what the loop still waits for: the call that returns this error
+///    requests the next event from the peer;
 /// 3. only then poll again.
 ///
 /// Only one thread at a time polls: an event that it acknowledges is lost for any other. Other
@@ -44,7 +44,6 @@ use crate::{Error, Result, Violation};
 /// what the peer can have sent, panics, works longer than its own arguments warrant, or blocks
 /// beyond its deadline. A cursor or live byte that cannot be true is [`Error::Peer`] with the
 /// numbers, and every later call returns it again. The peer can send any *bytes*, and it can stop
-/// answering.
 /// answering.
 #[derive(Debug)]
 pub struct Channel {
