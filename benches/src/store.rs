@@ -1,6 +1,7 @@
 //! Operations of the store's client, many times: the counterpart of `testing/c/c-store-bench.c`.
 
 mod bare;
+mod bound;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -50,6 +51,8 @@ pub struct Task {
     pub units: usize,
     /// Carries out `count` of them with our client, on a socket.
     pub ours: fn(&Path, usize) -> Result<Duration>,
+    /// The C program is kept on one processor.
+    pub c_apart: bool,
     /// The ratio wanted: on a daemon without Xen, and on Xen.
     pub goals: [Option<f64>; 2],
 }
@@ -60,6 +63,7 @@ pub const READ: Task = Task {
     operation: "read",
     units: 1,
     ours: reads,
+    c_apart: false,
     goals: [Some(0.98), Some(0.98)],
 };
 
@@ -77,6 +81,7 @@ pub const WALK: Task = Task {
     operation: "walk",
     units: 1,
     ours: walks,
+    c_apart: false,
     goals: [Some(8.0), Some(5.0)],
 };
 
@@ -86,6 +91,7 @@ pub const THREADS: Task = Task {
     operation: "threads",
     units: USERS,
     ours: threads,
+    c_apart: false,
     goals: [Some(4.0), None],
 };
 
@@ -93,6 +99,21 @@ pub const THREADS: Task = Task {
 pub const THREADS_APART: Task = Task {
     name: "the same, our threads kept on one processor",
     ours: threads_apart,
+    goals: [None, None],
+    ..THREADS
+};
+
+/// The same where the threads of both run on one processor.
+pub const BOTH_THREADS_APART: Task = Task {
+    name: "the same, the threads of either kept on one processor",
+    c_apart: true,
+    ..THREADS_APART
+};
+
+/// The same with the least work that such threads can do.
+pub const BOUND_THREADS: Task = Task {
+    name: "the same with the least work that was found, in place of ours",
+    ours: bound::threads,
     goals: [None, None],
     ..THREADS
 };
@@ -111,6 +132,7 @@ pub const OWN_CHANGES: Task = Task {
     operation: "changes",
     units: CHANGES,
     ours: changes,
+    c_apart: false,
     goals: [Some(5.0), None],
 };
 
@@ -120,6 +142,7 @@ pub const OTHERS_CHANGES: Task = Task {
     operation: "events",
     units: CHANGES,
     ours: events,
+    c_apart: false,
     goals: [None, None],
 };
 
@@ -163,14 +186,19 @@ fn threads(socket: &Path, count: usize) -> Result<Duration> {
 
 /// As [`threads`], all of them on the processor that the first is on.
 fn threads_apart(socket: &Path, count: usize) -> Result<Duration> {
-    let all = || {
+    on_one_processor(|| threads(socket, count))
+}
+
+/// Runs `all` in a thread that is kept on the processor that it begins on.
+fn on_one_processor<T: Send>(all: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let apart = || {
         let mut processors = CpuSet::new();
         processors.set(sched_getcpu()?)?;
-        // Threads inherit it.
+        // Threads and processes that it starts inherit it.
         sched_setaffinity(Pid::from_raw(0), &processors)?;
-        threads(socket, count)
+        all()
     };
-    thread::scope(|scope| join(scope.spawn(all)))
+    thread::scope(|scope| join(scope.spawn(apart)))
 }
 
 fn join<T>(thread: thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
@@ -322,7 +350,14 @@ impl Bench {
         let each =
             |took: Duration, count: usize| took.as_secs_f64() * 1e9 / (count * task.units) as f64;
         let ours = |count| (task.ours)(&self.socket, count);
-        let c = |count| self.c(task.operation, count);
+        let c = |count| {
+            let c = || self.c(task.operation, count);
+            if task.c_apart {
+                on_one_processor(c)
+            } else {
+                c()
+            }
+        };
         // As many as take the aimed time, and not counted.
         let (ours_count, c_count) = (enough(ours)?, enough(c)?);
         let (mut ours_each, mut c_each, mut used) = (Vec::new(), Vec::new(), 0.0);
