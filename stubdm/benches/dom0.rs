@@ -218,7 +218,7 @@ fn main() {
         .collect();
     eprintln!();
     // Work that a start leaves for later is done then, and idle processes have given up their code.
-    thread::sleep(Duration::from_secs(3));
+    thread::sleep(Duration::from_secs(7));
     let started: Vec<_> = guests.iter().map(Guest::figures).collect();
     thread::sleep(IDLE);
     let idle: Vec<_> = guests.iter().map(Guest::figures).collect();
@@ -283,7 +283,7 @@ fn main() {
            \"own share\" counts a page that n processes have as a part of n.\n\
          * \"start\" is the processor time until the guest runs and has answered.\n\
          * \"wake-ups\" are those of {} idle seconds.\n\
-         * A process that was idle for a second has given up the pages of its machine code; what it\n  \
+         * A process that was idle for five seconds has given up the pages of its machine code; what it\n  \
            is idle with is mapped again.\n\n\
          | | resident, MiB | own share, MiB | start, ms | wake-ups a second |\n\
          |---|---|---|---|---|\n{rows}\n\

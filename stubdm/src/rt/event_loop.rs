@@ -9,8 +9,9 @@ use crate::rt::text;
 
 /// How many rounds a turn takes before others get theirs.
 pub const ROUNDS: usize = 64;
-/// An idle time after which a process unmaps the pages of its machine code.
-const QUIET: Duration = Duration::from_secs(1);
+/// An idle time after which a process unmaps the pages of its machine code. It is longer than the
+/// pauses of a person who types: mapping them again delays a key.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// The result of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +50,8 @@ pub trait Stop {
 
 /// Gives `task` its turns until it is done (`None`) or one of `stops` has a reason.
 ///
-/// A task that waits only for events is idle. After an idle second the process unmaps the pages of
-/// its machine code ([`text::release`]), and sleeps until an event arrives.
+/// A task that waits only for events is idle. After five idle seconds the process unmaps the pages
+/// of its machine code ([`text::release`]), and sleeps until an event arrives.
 ///
 /// # Errors
 /// The task's, a stop's, or the system's.

@@ -273,8 +273,8 @@ fn idle(host: &TestHost) -> Result<()> {
         consoled_of(store, &viewed.guest)?,
     ];
     let count = |viewed: &mut ViewedGuest| -> Result<[u64; 2]> {
-        // The last of what was before.
-        viewed.viewer.watch(Duration::from_secs(3))?;
+        // The last of what was before: an idle process gives up its code after five seconds.
+        viewed.viewer.watch(Duration::from_secs(7))?;
         let before = [waits(pids[0])?, waits(pids[1])?];
         viewed.viewer.watch(Duration::from_secs(20))?;
         Ok([waits(pids[0])? - before[0], waits(pids[1])? - before[1]])
