@@ -66,7 +66,7 @@ impl Kept {
 /// The peer's cursors and live byte.
 pub(crate) type Standing = ((u32, u32), u8);
 
-/// Whether events that were for nothing are let through without delay.
+/// Delays events after which nothing had changed, if that is switched on.
 #[derive(Debug)]
 struct Pacing {
     on: AtomicBool,

@@ -265,7 +265,7 @@ impl Listener {
         Ok(())
     }
 
-    /// Whether the last call left events for the next one. The descriptor does not become readable
+    /// Returns whether the last call left events for the next one. The descriptor does not become readable
     /// *again* for them.
     #[cfg(feature = "tokio")]
     pub(crate) const fn has_more(&self) -> bool {

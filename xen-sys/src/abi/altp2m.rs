@@ -83,7 +83,7 @@ impl Altp2mOp {
     }
 }
 
-/// Whether a domain's views are on.
+/// The state of a domain's views: on or off.
 ///
 /// C: `struct xen_hvm_altp2m_domain_state`.
 #[doc(alias = "xen_hvm_altp2m_domain_state")]

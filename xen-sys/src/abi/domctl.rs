@@ -270,7 +270,7 @@ pub const XEN_VM_EVENT_GET_VERSION: u32 = 3;
 /// The monitor's ring.
 pub const XEN_DOMCTL_VM_EVENT_OP_MONITOR: u32 = 2;
 
-/// Whether a domain must have a monitor if its memory's permissions need one.
+/// Requires a monitor for a domain whose memory's permissions need one, or not.
 ///
 /// C: `struct xen_domctl_set_access_required`.
 #[doc(alias = "xen_domctl_set_access_required")]
