@@ -265,8 +265,8 @@ impl Listener {
         Ok(())
     }
 
-    /// Returns whether the last call left events for the next one. The descriptor does not become readable
-    /// *again* for them.
+    /// Returns whether the last call left events for the next one. The descriptor does not become
+    /// readable *again* for them.
     #[cfg(feature = "tokio")]
     pub(crate) const fn has_more(&self) -> bool {
         self.more

@@ -38,6 +38,8 @@ pub struct ReadHalf {
     timeout: Option<Duration>,
     spinner: Spinner,
     short_reads: u8,
+    /// Packets that are caught up with before the next pause: more while pauses are in vain.
+    pause_after: u8,
 }
 
 impl ReadHalf {
@@ -49,6 +51,7 @@ impl ReadHalf {
             attached,
             timeout: None,
             short_reads: 0,
+            pause_after: COALESCE_AFTER,
         }
     }
 
@@ -210,11 +213,14 @@ impl ReadHalf {
     #[inline]
     fn coalesce(&self) {
         if self.short_reads >= COALESCE_AFTER && self.rx.known_ready() == 0 {
-            // Less than a small ring takes to fill: a writer that finds it full may go to sleep.
-            self.spinner.spin_for(
-                COALESCE_TIME.min(Duration::from_nanos(u64::from(self.rx.capacity() / 4))),
-            );
+            self.pause();
         }
+    }
+
+    fn pause(&self) {
+        // Less than a small ring takes to fill: a writer that finds it full may go to sleep.
+        self.spinner
+            .spin_for(COALESCE_TIME.min(Duration::from_nanos(u64::from(self.rx.capacity() / 4))));
     }
 
     /// Records that the owner has written: the next bytes are an answer and must not be delayed.
